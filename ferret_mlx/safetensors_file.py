@@ -1,0 +1,91 @@
+"""The safetensors format: a JSON header with shapes and byte ranges, then the raw data."""
+
+from __future__ import annotations
+
+import json
+import struct
+from math import prod
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+
+from .tensor_files import (
+    ITEM_SIZES,
+    MAX_HEADER,
+    PositionedFile,
+    TensorInfo,
+    mx_dtype,
+    np_dtype,
+    to_mx,
+)
+
+_TYPES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U64": "uint64",
+    "U32": "uint32",
+    "U16": "uint16",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
+
+
+class SafetensorsFile(PositionedFile):
+    """One .safetensors file, its byte ranges checked against its size."""
+
+    def __init__(self, path: Path):
+        super().__init__(path)
+        try:
+            self._header()
+        except BaseException:
+            self.close()
+            raise
+
+    def _header(self) -> None:
+        length = struct.unpack("<Q", self.bytes_at(0, 8))[0] if self.size >= 8 else 0
+        if not 2 <= length <= min(MAX_HEADER, self.size - 8):
+            raise ValueError(f"{self.path} is truncated or not a safetensors file; copy it again")
+        try:
+            header = json.loads(self.bytes_at(8, length))
+            header.pop("__metadata__", None)
+            self._tensors = {
+                name: (
+                    _TYPES[entry["dtype"]],
+                    tuple(int(n) for n in entry["shape"]),
+                    tuple(int(n) for n in entry["data_offsets"]),
+                )
+                for name, entry in header.items()
+            }
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(
+                f"{self.path}: unreadable safetensors header ({error}); copy it again"
+            ) from None
+        self._start = 8 + length
+        for name, (element, shape, offsets) in self._tensors.items():
+            expected = prod(shape) * ITEM_SIZES[element]
+            if min(shape, default=0) < 0 or len(offsets) != 2 or offsets[0] < 0:
+                raise ValueError(f"{self.path}: malformed entry of {name}; copy it again")
+            if offsets[1] - offsets[0] != expected:
+                raise ValueError(f"{self.path}: {name} does not have {expected} bytes")
+            if self._start + offsets[1] > self.size:
+                raise ValueError(f"{self.path} is truncated: it ends before {name}; copy it again")
+
+    def names(self) -> list[str]:
+        return list(self._tensors)
+
+    def info(self, name: str) -> TensorInfo:
+        element, shape, _ = self._tensors[name]
+        return TensorInfo(shape, mx_dtype(element))
+
+    def read(self, name: str) -> mx.array:
+        element, shape, (first, last) = self._tensors[name]
+        data = np.empty(last - first, np.uint8)
+        self.read_into(data.data, self._start + first)
+        return to_mx(data.view(np_dtype(element)).reshape(shape), element)

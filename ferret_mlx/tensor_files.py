@@ -1,0 +1,101 @@
+"""What the readers of tensor files share: reads by position and element types."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import mlx.core as mx
+import numpy as np
+
+_CHUNK = 16 << 20  # bytes per read; some systems cap a single read at 2 GB
+MAX_HEADER = 100 << 20  # safetensors' own limit; torch's pickles are smaller still
+
+# bytes per element
+ITEM_SIZES = {
+    "float64": 8,
+    "float32": 4,
+    "float16": 2,
+    "bfloat16": 2,
+    "int64": 8,
+    "int32": 4,
+    "int16": 2,
+    "int8": 1,
+    "uint8": 1,
+    "uint16": 2,
+    "uint32": 4,
+    "uint64": 8,
+    "bool": 1,
+}
+
+
+class TensorInfo(NamedTuple):
+    shape: tuple[int, ...]
+    dtype: mx.Dtype
+
+
+class TensorFile(Protocol):
+    """One open file of named tensors."""
+
+    path: Path
+
+    def names(self) -> list[str]: ...
+
+    def info(self, name: str) -> TensorInfo: ...
+
+    def read(self, name: str) -> mx.array: ...
+
+    def close(self) -> None: ...
+
+
+class PositionedFile:
+    """Reads of a file by offset. They do not move a cursor, so nothing has to be kept in order."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._fd = os.open(path, os.O_RDONLY)
+        self.size = os.fstat(self._fd).st_size
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd = -1
+
+    def chunks(self, offset: int, count: int) -> Iterator[bytes]:
+        while count > 0:
+            chunk = os.pread(self._fd, min(count, _CHUNK), offset)
+            if not chunk:
+                raise ValueError(f"{self.path} is truncated; copy it again")
+            yield chunk
+            offset += len(chunk)
+            count -= len(chunk)
+
+    def bytes_at(self, offset: int, count: int) -> bytes:
+        return b"".join(self.chunks(offset, count))
+
+    def read_into(self, out: memoryview, offset: int) -> None:
+        """Fill `out` with the file's bytes from `offset` on."""
+        position = 0
+        for chunk in self.chunks(offset, len(out)):
+            out[position : position + len(chunk)] = chunk
+            position += len(chunk)
+
+
+def np_dtype(element: str) -> np.dtype:
+    # numpy has no bfloat16: its bits travel as uint16.
+    return np.dtype("uint16" if element == "bfloat16" else element).newbyteorder("<")
+
+
+def mx_dtype(element: str) -> mx.Dtype:
+    # MLX has no float64 on a GPU.
+    if element == "float64":
+        return mx.float32
+    return mx.bool_ if element == "bool" else getattr(mx, element)
+
+
+def to_mx(values: np.ndarray, element: str) -> mx.array:
+    if element == "bfloat16":
+        return mx.array(values).view(mx.bfloat16)
+    return mx.array(values, dtype=mx_dtype(element))

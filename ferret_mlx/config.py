@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from .json_fields import channels, choice, number, read_json, size
 
 # OpenAI's constants, in every CLIP preprocessor_config.json.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -14,43 +15,6 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 _ACTIVATIONS = ("quick_gelu", "gelu")
 _READ_ORDERS = ("released", "upright")
 _POOLER_MODES = ("max", "mean")
-
-
-def read_json(path: str | Path) -> dict[str, Any]:
-    """Read a JSON object. Raises FileNotFoundError, or ValueError for anything but an object."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; a model folder holds this file")
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not readable JSON ({error}); copy the file again") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} holds a JSON {type(value).__name__}, expected an object")
-    return value
-
-
-def _size(values: dict[str, Any], key: str, default: int | None = None) -> int:
-    value = values.get(key, default)
-    if value is None:
-        value = default
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"config: {key} is {value!r}, expected a positive integer")
-    return value
-
-
-def _number(values: dict[str, Any], key: str, default: float) -> float:
-    value = values.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-        raise ValueError(f"config: {key} is {value!r}, expected a positive number")
-    return float(value)
-
-
-def _choice(values: dict[str, Any], key: str, default: str, choices: tuple[str, ...]) -> str:
-    value = values.get(key, default)
-    if value not in choices:
-        raise ValueError(f"config: {key} is {value!r}, expected one of {', '.join(choices)}")
-    return value
 
 
 @dataclass(frozen=True)
@@ -86,14 +50,14 @@ class VisionConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any], select_layer: int = -2) -> VisionConfig:
         config = cls(
-            hidden_size=_size(values, "hidden_size"),
-            intermediate_size=_size(values, "intermediate_size"),
-            num_hidden_layers=_size(values, "num_hidden_layers"),
-            num_attention_heads=_size(values, "num_attention_heads"),
-            image_size=_size(values, "image_size"),
-            patch_size=_size(values, "patch_size"),
-            layer_norm_eps=_number(values, "layer_norm_eps", 1e-5),
-            hidden_act=_choice(values, "hidden_act", "quick_gelu", _ACTIVATIONS),
+            hidden_size=size(values, "hidden_size"),
+            intermediate_size=size(values, "intermediate_size"),
+            num_hidden_layers=size(values, "num_hidden_layers"),
+            num_attention_heads=size(values, "num_attention_heads"),
+            image_size=size(values, "image_size"),
+            patch_size=size(values, "patch_size"),
+            layer_norm_eps=number(values, "layer_norm_eps", 1e-5),
+            hidden_act=choice(values, "hidden_act", "quick_gelu", _ACTIVATIONS),
             select_layer=select_layer,
         )
         if config.hidden_size % config.num_attention_heads:
@@ -155,7 +119,7 @@ class FerretConfig:
         if not isinstance(vision_values, dict):
             raise ValueError("config: no vision_config; convert the checkpoint with convert.py")
         vision = VisionConfig.from_dict(vision_values, values.get("mm_vision_select_layer", -2))
-        if _size(values, "mm_hidden_size", vision.hidden_size) != vision.hidden_size:
+        if size(values, "mm_hidden_size", vision.hidden_size) != vision.hidden_size:
             raise ValueError(
                 f"config: mm_hidden_size is {values['mm_hidden_size']} but the vision tower is "
                 f"{vision.hidden_size} wide; they belong to different models"
@@ -171,12 +135,12 @@ class FerretConfig:
             text=text,
             vision=vision,
             sampler=SamplerConfig(
-                pooler_mode=_choice(values, "sampler_pooler_mode", "max", _POOLER_MODES),
-                read_order=_choice(values, "region_read_order", "released", _READ_ORDERS),
+                pooler_mode=choice(values, "sampler_pooler_mode", "max", _POOLER_MODES),
+                read_order=choice(values, "region_read_order", "released", _READ_ORDERS),
             ),
             region_token_id=region_token_id,
-            image_mean=_channels(values, "image_mean", CLIP_MEAN),
-            image_std=_channels(values, "image_std", CLIP_STD),
+            image_mean=channels(values, "image_mean", CLIP_MEAN),
+            image_std=channels(values, "image_std", CLIP_STD),
             prompt_template=values.get("prompt_template", "v1"),
             use_im_start_end=bool(values.get("mm_use_im_start_end", False)),
             quantization=_quantization(values),
@@ -230,34 +194,34 @@ def _refuse_other_models(values: dict[str, Any]) -> None:
         else:
             reason = "region_geo_sampler is not set"
         raise ValueError(f"config: {reason}; only models with the spatial-aware sampler are read")
-    _choice(values, "mm_vision_select_feature", "patch", ("patch",))
-    _choice(values, "mm_projector_type", "linear", ("linear",))
-    _choice(values, "hidden_act", "silu", ("silu",))
+    choice(values, "mm_vision_select_feature", "patch", ("patch",))
+    choice(values, "mm_projector_type", "linear", ("linear",))
+    choice(values, "hidden_act", "silu", ("silu",))
 
 
 def _text_fields(values: dict[str, Any]) -> dict[str, Any]:
-    heads = _size(values, "num_attention_heads")
+    heads = size(values, "num_attention_heads")
     rope = values.get("rope_parameters") or {}
     if rope.get("rope_type", "default") != "default":
         raise ValueError(f"config: rope_type {rope['rope_type']!r} is not known to Ferret")
-    text = {
+    text: dict[str, Any] = {
         "model_type": "llama",
-        "hidden_size": _size(values, "hidden_size"),
-        "intermediate_size": _size(values, "intermediate_size"),
-        "num_hidden_layers": _size(values, "num_hidden_layers"),
+        "hidden_size": size(values, "hidden_size"),
+        "intermediate_size": size(values, "intermediate_size"),
+        "num_hidden_layers": size(values, "num_hidden_layers"),
         "num_attention_heads": heads,
-        "num_key_value_heads": _size(values, "num_key_value_heads", heads),
-        "vocab_size": _size(values, "vocab_size"),
-        "max_position_embeddings": _size(values, "max_position_embeddings", 2048),
-        "rms_norm_eps": _number(values, "rms_norm_eps", 1e-6),
-        "rope_theta": _number(rope | values, "rope_theta", 10000.0),
+        "num_key_value_heads": size(values, "num_key_value_heads", heads),
+        "vocab_size": size(values, "vocab_size"),
+        "max_position_embeddings": size(values, "max_position_embeddings", 2048),
+        "rms_norm_eps": number(values, "rms_norm_eps", 1e-6),
+        "rope_theta": number(rope | values, "rope_theta", 10000.0),
         "rope_scaling": values.get("rope_scaling"),
         "tie_word_embeddings": bool(values.get("tie_word_embeddings", False)),
         "attention_bias": bool(values.get("attention_bias", False)),
         "mlp_bias": bool(values.get("mlp_bias", False)),
     }
     if values.get("head_dim") is not None:
-        text["head_dim"] = _size(values, "head_dim")
+        text["head_dim"] = size(values, "head_dim")
     elif text["hidden_size"] % heads:
         raise ValueError(
             f"config: hidden_size {text['hidden_size']} is no multiple of "
@@ -271,23 +235,12 @@ def _text_fields(values: dict[str, Any]) -> dict[str, Any]:
     return text
 
 
-def _channels(
-    values: dict[str, Any], key: str, default: tuple[float, float, float]
-) -> tuple[float, float, float]:
-    value = values.get(key, default)
-    numbers = isinstance(value, list | tuple) and all(type(v) in (int, float) for v in value)
-    if not numbers or len(value) != 3 or (key == "image_std" and min(value) <= 0):
-        raise ValueError(f"config: {key} is {value!r}, expected three numbers")
-    red, green, blue = (float(v) for v in value)
-    return red, green, blue
-
-
 def _quantization(values: dict[str, Any]) -> dict[str, Any] | None:
     quantization = values.get("quantization")
     if quantization is None:
         return None
     if not isinstance(quantization, dict):
         raise ValueError(f"config: quantization is {quantization!r}, expected an object")
-    _size(quantization, "bits")
-    _size(quantization, "group_size")
+    size(quantization, "bits")
+    size(quantization, "group_size")
     return quantization

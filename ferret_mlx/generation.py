@@ -1,0 +1,174 @@
+"""Image, regions and question -> the answer, streamed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import mlx.core as mx
+from mlx_lm.generate import GenerationResponse, generate_step, generation_stream, wired_limit
+from mlx_lm.sample_utils import apply_top_p, make_sampler
+from mlx_lm.tokenizer_utils import SPMStreamingDetokenizer
+
+from .model import Model
+
+if TYPE_CHECKING:
+    from .config import FerretConfig
+    from .processor import Inputs, Processor
+
+KV_BITS = (2, 4, 8)
+KV_GROUP_SIZES = (64, 32)
+
+
+def stream_generate(
+    model: Model,
+    processor: Processor,
+    image: Any,
+    prompt: str | list[dict[str, str]],
+    regions: Sequence[Any] = (),
+    *,
+    max_tokens: int = 512,
+    temp: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    kv_bits: int | None = None,
+) -> Iterator[GenerationResponse]:
+    """Answer a question about an image and regions of it, piece by piece.
+
+    image, prompt, regions: see `Processor`.
+    max_tokens: at most so many tokens are made, fewer where the model's context ends.
+    temp: 0 takes the likeliest token; the released demo samples at 0.2 with `top_p` 0.7.
+    top_p: keep the likeliest tokens that hold this share of the probability, before `temp`.
+    seed: decides the regions' points and the samples; equal seeds give equal answers.
+    kv_bits: 2, 4 or 8 quantize the key-value cache from the first token on.
+
+    Yields mlx_lm's GenerationResponse. `prompt_tokens` counts the expanded image, `prompt_tps`
+    includes encoding it. The last one has `finish_reason` "stop" (end of the answer, `token` is
+    `</s>`) or "length". Raises ValueError or FileNotFoundError for bad input, before any work.
+    """
+    _check_options(max_tokens, temp, top_p, seed)
+    cache_options = _cache_options(model.config, kv_bits)
+    inputs = processor(image, prompt, regions, seed=seed)
+    ids = model.expand_ids(inputs.input_ids)
+    room = model.config.context - ids.size
+    if room < 1:
+        raise ValueError(
+            f"the prompt takes {ids.size} tokens (image included) but the model's context has "
+            f"{model.config.context} and the answer needs one at least; shorten the prompt"
+        )
+    return _stream(
+        model,
+        processor,
+        inputs,
+        ids,
+        max_tokens=min(max_tokens, room),
+        sampler=keyed_sampler(temp, top_p, seed),
+        **cache_options,
+    )
+
+
+def generate(
+    model: Model,
+    processor: Processor,
+    image: Any,
+    prompt: str | list[dict[str, str]],
+    regions: Sequence[Any] = (),
+    **options: Any,
+) -> str:
+    """The whole answer as text. Arguments and errors: see `stream_generate`."""
+    chunks = stream_generate(model, processor, image, prompt, regions, **options)
+    return "".join(chunk.text for chunk in chunks)
+
+
+def keyed_sampler(temp: float, top_p: float, seed: int) -> Callable[[mx.array], mx.array]:
+    """A sampler for `generate_step` with a random key of its own.
+
+    mlx_lm's draw from MLX's global state, where two answers in progress disturb each other.
+    """
+    if temp == 0:
+        return make_sampler(temp=0.0)
+    key = mx.random.key(seed)
+
+    def sample(logprobs: mx.array) -> mx.array:
+        nonlocal key
+        key, subkey = mx.random.split(key)
+        if top_p < 1:
+            logprobs = apply_top_p(logprobs, top_p)
+        return mx.random.categorical(logprobs * (1 / temp), key=subkey)
+
+    return sample
+
+
+def _stream(
+    model: Model,
+    processor: Processor,
+    inputs: Inputs,
+    ids: mx.array,
+    *,
+    max_tokens: int,
+    **options: Any,
+) -> Iterator[GenerationResponse]:
+    tokenizer = processor.tokenizer
+    detokenizer = SPMStreamingDetokenizer(tokenizer)
+    with wired_limit(model, [generation_stream]):
+        start = time.perf_counter()
+        embeddings = model.embed_inputs(inputs.input_ids, inputs.pixel_values, inputs.region_points)
+        steps = generate_step(
+            ids, model, input_embeddings=embeddings[0], max_tokens=max_tokens, **options
+        )
+        for count, (token, logprobs) in enumerate(steps, start=1):
+            if count == 1:
+                prompt_tps = ids.size / (time.perf_counter() - start)
+                start = time.perf_counter()
+            finish_reason = None
+            if token in tokenizer.eos_token_ids:
+                finish_reason = "stop"
+            else:
+                detokenizer.add_token(token)
+                if count == max_tokens:
+                    finish_reason = "length"
+            if finish_reason:
+                detokenizer.finalize()
+            yield GenerationResponse(
+                text=detokenizer.last_segment,
+                token=token,
+                logprobs=logprobs,
+                from_draft=False,
+                prompt_tokens=ids.size,
+                prompt_tps=prompt_tps,
+                generation_tokens=count,
+                generation_tps=count / (time.perf_counter() - start),
+                peak_memory=mx.get_peak_memory() / 1e9,
+                finish_reason=finish_reason,
+            )
+            if finish_reason:
+                break
+
+
+def _check_options(max_tokens: int, temp: float, top_p: float, seed: int) -> None:
+    if isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1:
+        raise ValueError(f"max_tokens is {max_tokens!r}, expected a whole number of at least 1")
+    if not 0 <= temp < float("inf"):
+        raise ValueError(f"temp is {temp!r}, expected 0 (greedy) or a positive number")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p is {top_p!r}, expected a number above 0 and at most 1")
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise ValueError(f"seed is {seed!r}, expected a whole number of at least 0")
+
+
+def _cache_options(config: FerretConfig, kv_bits: int | None) -> dict[str, int]:
+    """The options of `generate_step` that quantize its cache from the first token on."""
+    if kv_bits is None:
+        return {}
+    if isinstance(kv_bits, bool) or kv_bits not in KV_BITS:
+        raise ValueError(f"kv_bits is {kv_bits!r}, expected one of {KV_BITS} or None")
+    text = config.text
+    head_dim = text.get("head_dim", text["hidden_size"] // text["num_attention_heads"])
+    for group_size in KV_GROUP_SIZES:
+        if head_dim % group_size == 0:
+            return {"kv_bits": kv_bits, "kv_group_size": group_size, "quantized_kv_start": 0}
+    raise ValueError(
+        f"kv_bits needs attention heads whose width is a multiple of {KV_GROUP_SIZES[-1]}, "
+        f"this model's are {head_dim} wide; leave kv_bits out"
+    )

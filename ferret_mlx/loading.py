@@ -1,0 +1,198 @@
+"""MLX folder or Hub id -> (model, processor)."""
+
+from __future__ import annotations
+
+import re
+import sys
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, cast
+
+import mlx.core as mx
+import mlx.nn as nn
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError
+from mlx.utils import tree_flatten
+from mlx_lm.utils import dequantize_model
+
+from .blas import INSTALL_HINT, preload_openblas
+from .checkpoint import open_checkpoint
+from .config import FerretConfig
+from .model import Model
+from .processor import Processor
+from .tokenizer import Tokenizer
+
+BUNDLED_MODEL = "models/ferret-tiny"
+DEQUANTIZED_LIMIT = 2 * 10**9  # bytes
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_FILES = ["*.json", "model*.safetensors", "tokenizer.model"]
+
+_blas_hint_given = False
+
+
+def load(
+    path_or_hub_id: str | Path | None = None, dequantize: bool = True
+) -> tuple[Model, Processor]:
+    """Load a converted model and what prepares its inputs.
+
+    path_or_hub_id: an MLX folder as `convert.py` writes it, or the Hub id of one; the bundled
+        model when left out. What exists on disk, or starts with `/`, `./`, `../` or `~`, is
+        never looked up on the Hub.
+    dequantize: on the CPU, turn quantized weights into float32 where all weights then stay under
+        2 GB; MLX's quantized products are slow there.
+
+    On a GPU weights keep their dtype, on the CPU floating point weights become float32.
+
+    Raises FileNotFoundError (no such folder, Hub model or file) or ValueError (another kind of
+    model, damaged or missing weights), with one line that says what to do.
+    """
+    _hint_at_blas()
+    folder = _find(path_or_hub_id)
+    _refuse_unconverted(folder)
+    config = FerretConfig.from_folder(folder)
+    tokenizer = Tokenizer(folder)
+    if len(tokenizer) > config.text["vocab_size"]:
+        raise ValueError(
+            f"{folder}: the tokenizer has {len(tokenizer)} tokens, the model "
+            f"{config.text['vocab_size']}; they belong to different models"
+        )
+    return _load_model(folder, config, dequantize), Processor(config, tokenizer)
+
+
+def _load_model(folder: Path, config: FerretConfig, dequantize: bool) -> Model:
+    # Looks into every file first: mx.load reads lazily and would fail in the middle of an answer.
+    with open_checkpoint(folder) as checkpoint:
+        _refuse_released_names(folder, checkpoint.names())
+    weights: dict[str, mx.array] = {}
+    for file in sorted(folder.glob("model*.safetensors")):
+        weights |= cast(dict[str, mx.array], mx.load(str(file)))
+
+    model = Model(config)
+    weights = model.sanitize(weights)
+    if config.quantization is not None:
+        quantize_layers(model, config.quantization, weights)
+    _check_weights(folder, model, weights)
+    model.load_weights(list(weights.items()), strict=True)
+    model.eval()
+
+    if mx.default_device() == mx.cpu:
+        model.set_dtype(mx.float32)
+        if dequantize and _parameter_count(model) * mx.float32.size < DEQUANTIZED_LIMIT:
+            dequantize_model(model)
+            model.set_dtype(mx.float32)  # some modes dequantize to bfloat16
+    mx.eval(model.parameters())
+    return model
+
+
+def quantize_layers(
+    model: nn.Module, quantization: dict[str, Any], weights: dict[str, mx.array]
+) -> None:
+    """Replace the layers that `weights` hold quantized, by mlx_lm's convention.
+
+    `quantization` has the default bits, group_size and mode, and under a layer's path either the
+    options of that layer or whether it is quantized. Raises ValueError for impossible options.
+    """
+
+    def options_of(path: str, module: nn.Module) -> bool | dict[str, Any]:
+        if path in quantization:
+            return quantization[path]
+        return hasattr(module, "to_quantized") and f"{path}.scales" in weights
+
+    nn.quantize(
+        model,
+        group_size=quantization["group_size"],
+        bits=quantization["bits"],
+        mode=quantization.get("mode", "affine"),
+        class_predicate=options_of,
+    )
+
+
+def _find(path_or_hub_id: str | Path | None) -> Path:
+    if path_or_hub_id is None:
+        folder = Path(str(files(__package__) / BUNDLED_MODEL))
+        if not (folder / "config.json").is_file():
+            raise FileNotFoundError(
+                f"the bundled model is missing ({folder}); install the package again, or name "
+                "a converted model"
+            )
+        return folder
+    name = str(path_or_hub_id)
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise ValueError(f"{name} is a file; give the folder of a converted model")
+    path_like = isinstance(path_or_hub_id, Path) or name.startswith(("/", "./", "../", "~"))
+    if path_like or not _HUB_ID.fullmatch(name):
+        raise FileNotFoundError(
+            f"there is no folder {name}; give a folder that convert.py made, or a Hub id "
+            "like owner/name"
+        )
+    try:
+        return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise FileNotFoundError(
+            f"there is no folder {name}, and the Hub model of that name could not be fetched: "
+            f"{reason}"
+        ) from None
+
+
+def _refuse_unconverted(folder: Path) -> None:
+    if any(folder.glob("model*.safetensors")):
+        return
+    if any(folder.glob("pytorch_model*.bin*")):
+        raise ValueError(_convert_first(folder))
+    raise FileNotFoundError(
+        f"{folder} holds no model*.safetensors; give a folder that convert.py made"
+    )
+
+
+def _refuse_released_names(folder: Path, names: list[str]) -> None:
+    if any(name.startswith(("model.layers.", "model.region_geo_sampler.")) for name in names):
+        raise ValueError(_convert_first(folder))
+
+
+def _convert_first(folder: Path) -> str:
+    return (
+        f"{folder} holds a PyTorch checkpoint; convert it first: "
+        f"convert.py --hf-path {folder} --mlx-path OUT"
+    )
+
+
+def _check_weights(folder: Path, model: Model, weights: dict[str, mx.array]) -> None:
+    expected = dict(tree_flatten(model.parameters()))
+    again = "convert the checkpoint again"
+    if missing := sorted(set(expected) - set(weights)):
+        raise ValueError(
+            f"{folder}: {missing[0]} is missing ({len(missing)} of {len(expected)} tensors are); "
+            + again
+        )
+    if extra := sorted(set(weights) - set(expected)):
+        raise ValueError(f"{folder}: {extra[0]} is no tensor of Ferret ({len(extra)}); {again}")
+    for name, value in expected.items():
+        if weights[name].shape != value.shape:
+            raise ValueError(
+                f"{folder}: {name} has shape {weights[name].shape}, "
+                f"config.json says {value.shape}; {again}"
+            )
+
+
+def _parameter_count(model: Model) -> int:
+    """Parameters that the model has once dequantized."""
+    count = 0
+    for _, module in model.named_modules():
+        for name, value in module.items():
+            if not isinstance(value, mx.array) or name in ("scales", "biases"):
+                continue
+            packed = name == "weight" and hasattr(module, "bits")
+            count += value.size * 32 // module.bits if packed else value.size
+    return count
+
+
+def _hint_at_blas() -> None:
+    global _blas_hint_given
+    on_linux_cpu = sys.platform.startswith("linux") and mx.default_device() == mx.cpu
+    if on_linux_cpu and not preload_openblas() and not _blas_hint_given:
+        _blas_hint_given = True
+        print(f"note: {INSTALL_HINT}", file=sys.stderr)

@@ -1,0 +1,157 @@
+"""The parts joined: vision tower, projector, region sampler and mlx_lm's llama."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx_lm.models import llama
+
+from .config import FerretConfig
+from .region_sampler import RegionSampler
+from .vision import VisionTower
+
+IMAGE_TOKEN_INDEX = -200
+
+# Released prefix -> ours; the first that fits counts.
+_PREFIXES = (
+    ("vision_model.", "vision_tower."),
+    ("model.vision_tower.vision_tower.vision_model.", "vision_tower."),
+    ("model.mm_projector.", "mm_projector."),
+    ("model.region_geo_sampler.", "region_sampler."),
+    ("model.", "language_model.model."),
+    ("lm_head.", "language_model.lm_head."),
+)
+_BUFFERS = ("rotary_emb.inv_freq", "embeddings.position_ids")
+
+
+class Model(nn.Module):
+    """Ferret. Runs in mlx_lm's `generate_step` like its own models.
+
+    Parameters: `language_model.*`, `mm_projector.*`, `region_sampler.*`, `vision_tower.*`.
+    """
+
+    def __init__(self, config: FerretConfig):
+        super().__init__()
+        self.config = config
+        self.model_type = "ferret"
+        vision_width, text_width = config.vision.hidden_size, config.text["hidden_size"]
+        self.vision_tower = VisionTower(config.vision)
+        self.mm_projector = nn.Linear(vision_width, text_width)
+        self.region_sampler = RegionSampler(
+            vision_width, text_width, config.vision.grid, config.sampler
+        )
+        self.language_model = llama.Model(llama.ModelArgs.from_dict(config.text))
+
+    def __call__(
+        self,
+        inputs: mx.array,
+        cache: list[Any] | None = None,
+        input_embeddings: mx.array | None = None,
+    ) -> mx.array:
+        """(1, L) ids, or (1, L, D) embeddings that take their place -> (1, L, V) logits."""
+        return self.language_model(inputs, cache, input_embeddings)
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        return self.language_model.layers
+
+    def make_cache(self) -> list[Any]:
+        return self.language_model.make_cache()
+
+    def encode_image(self, pixel_values: mx.array) -> mx.array:
+        """(1, S, S, 3) normalised pixels -> (1, rows * columns, C) features."""
+        return self.vision_tower(pixel_values)
+
+    def embed_inputs(
+        self,
+        input_ids: Sequence[int],
+        pixel_values: mx.array,
+        region_points: mx.array | None = None,
+        starts: Sequence[mx.array] | None = None,
+        neighbors: Sequence[mx.array] | None = None,
+    ) -> mx.array:
+        """Prompt ids, image and regions -> (1, L, D), where the image takes rows * columns places.
+
+        input_ids: one -200 for the image and a `<region_fea>` for each region after it.
+        pixel_values, region_points, starts, neighbors: see `encode_image` and `RegionSampler`.
+
+        Raises ValueError when image, regions and placeholders do not fit together.
+        """
+        ids = np.array(input_ids, dtype=np.int64)
+        image_at = self._image_position(ids)
+        regions_at = np.flatnonzero(ids == self.config.region_token_id)
+        region_count = 0 if region_points is None else region_points.shape[0]
+        if len(regions_at) != region_count:
+            raise ValueError(
+                f"the prompt has {len(regions_at)} <region_fea> but region_points hold "
+                f"{region_count} regions"
+            )
+        features = self.encode_image(pixel_values)
+        rows = self.language_model.model.embed_tokens(mx.array(np.where(ids < 0, 0, ids)))
+        if region_points is not None and region_count:
+            vectors = self.region_sampler(features, region_points, starts, neighbors)
+            rows[mx.array(regions_at)] = vectors.astype(rows.dtype)
+        image = self.mm_projector(features)[0].astype(rows.dtype)
+        return mx.concatenate([rows[:image_at], image, rows[image_at + 1 :]])[None]
+
+    def expand_ids(self, input_ids: Sequence[int]) -> mx.array:
+        """(L,) ids, one for each row of `embed_inputs`; the image's are 0 (they are not read)."""
+        ids = np.array(input_ids, dtype=np.int64)
+        image_at = self._image_position(ids)
+        rows, columns = self.config.vision.grid
+        return mx.array(
+            np.concatenate(
+                [ids[:image_at], np.zeros(rows * columns, dtype=np.int64), ids[image_at + 1 :]]
+            )
+        )
+
+    @staticmethod
+    def _image_position(ids: np.ndarray) -> int:
+        positions = np.flatnonzero(ids == IMAGE_TOKEN_INDEX)
+        if ids.ndim != 1 or len(positions) != 1:
+            raise ValueError(
+                f"input_ids hold {len(positions)} image placeholders ({IMAGE_TOKEN_INDEX}), "
+                "expected a flat list with one"
+            )
+        return int(positions[0])
+
+    @property
+    def quant_predicate(self) -> Callable[[str, nn.Module], bool]:
+        """mlx_lm quantizes what this says: the language model only, unless asked otherwise."""
+        return lambda path, _: path.startswith("language_model.")
+
+    def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
+        """Released names and layouts -> ours; weights that already are ours pass unchanged.
+
+        Dropped: buffers, the vision layers after the one that is read, a tied output layer, and
+        the vision tower inside the main file when one of its own is given. Names that are not
+        known are kept, so that a strict load reports them.
+        """
+        own_tower = any(name.startswith("vision_model.") for name in weights)
+        sanitized = {}
+        for name, value in weights.items():
+            if name.endswith(_BUFFERS) or (own_tower and name.startswith("model.vision_tower.")):
+                continue
+            prefix, ours = next(((p, o) for p, o in _PREFIXES if name.startswith(p)), ("", ""))
+            new_name = ours + name.removeprefix(prefix)
+            if self._is_unused(new_name):
+                continue
+            # Layouts change only together with names, so a second pass finds nothing to do.
+            if prefix and new_name.endswith("patch_embedding.weight"):
+                value = value.transpose(0, 2, 3, 1)  # (C, 3, k, k) -> (C, k, k, 3)
+            elif prefix and new_name.endswith("net.0.weight"):
+                value = value.squeeze(-1)  # 1x1 Conv1d (C, 2(C+2), 1) -> Linear
+            sanitized[new_name] = value
+        return sanitized
+
+    def _is_unused(self, name: str) -> bool:
+        if name.startswith("vision_tower.post_layernorm."):
+            return True
+        if name == "language_model.lm_head.weight":
+            return self.config.text["tie_word_embeddings"]
+        layer = name.removeprefix("vision_tower.encoder.layers.")
+        return layer != name and int(layer.split(".")[0]) >= self.config.vision.layers_used

@@ -1,0 +1,139 @@
+"""Features + points -> one vector per region: the spatial-aware visual sampler.
+
+Ferret paper (arXiv 2310.07704), section 3.1. Where the released code differs from the paper the
+code is followed: the released weights were trained with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from .config import SamplerConfig
+from .geometry import sampling_indices
+
+
+class Aggregation(nn.Module):
+    """The released 1x1 convolution over neighbours (here a Linear), ReLU and layer norm."""
+
+    def __init__(self, input_dims: int, output_dims: int):
+        super().__init__()
+        self.net = [nn.Linear(input_dims, output_dims)]
+        self.norm = nn.LayerNorm(output_dims, eps=1e-5)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.norm(nn.relu(self.net[0](x)).astype(mx.float32))
+
+
+class RegionSampler(nn.Module):
+    """Pools the image features around a region's points into one vector of the LLM's width.
+
+    Coordinates, differences and layer norms are float32, matrix products follow the weights.
+    Parameters carry the released names after `region_geo_sampler.`.
+    """
+
+    def __init__(self, width: int, output_width: int, grid: tuple[int, int], config: SamplerConfig):
+        super().__init__()
+        self.width, self.output_width = width, output_width
+        self.grid = grid
+        self.config = config
+        local_width = width + 2  # a feature and its (x, y)
+        self.diff_projector_list = [nn.Linear(local_width, local_width) for _ in config.stages]
+        self.agg_projector_list = [Aggregation(2 * local_width, width) for _ in config.stages]
+        self.flatten_projector = nn.Linear(config.stages[-1][0] * width, width)
+        self.dim_projector = nn.Linear(width, output_width)
+
+    def __call__(
+        self,
+        features: mx.array,
+        region_points: mx.array,
+        starts: Sequence[mx.array] | None = None,
+        neighbors: Sequence[mx.array] | None = None,
+    ) -> mx.array:
+        """All regions of one image in one pass.
+
+        features: (1, rows * columns, C), as the vision tower gives them.
+        region_points: (R, 512, 2) float32, (x, y) normalised to [0, 1).
+        starts: per block (R,) ints, the first farthest-point index; 0 when left out (the
+            released code draws it).
+        neighbors: per block (R, points kept, neighbours) ints; computed when left out.
+
+        Returns (R, D). Raises ValueError for arrays of another shape.
+        """
+        self._check_shapes(features, region_points)
+        if region_points.shape[0] == 0:
+            return mx.zeros((0, self.output_width), dtype=self.dtype)
+        stages = sampling_indices(
+            np.array(region_points, dtype=np.float32), self.config.stages, starts, neighbors
+        )
+        points = region_points.astype(mx.float32)
+        x = self.features_at(features, points)
+        for stage, (centers, neighborhood) in enumerate(stages):
+            points, x = self.pool(stage, points, x, mx.array(centers), mx.array(neighborhood))
+        # (R, 32, C) -> (R, 32 * C) -> (R, C) -> (R, D)
+        return self.dim_projector(self.flatten_projector(x.flatten(1).astype(self.dtype)))
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        """That of the matrix products; read off a layer norm, which is never quantized."""
+        return self.agg_projector_list[0].norm.weight.dtype
+
+    def features_at(self, features: mx.array, points: mx.array) -> mx.array:
+        """Bilinear samples, corners aligned: (1, rows * columns, C), (R, N, 2) -> (R, N, C)."""
+        columns = self.grid[1]
+        flat_map = features[0].astype(mx.float32)
+        row, column = region_read_order(points, self.grid, self.config.read_order)
+        # The last interval takes the far edge along, so that the sum below never leaves the map.
+        top = mx.minimum(mx.floor(row), self.grid[0] - 2)
+        left = mx.minimum(mx.floor(column), self.grid[1] - 2)
+        down, right = row - top, column - left
+        index = (top * columns + left).astype(mx.int32)
+        return (
+            flat_map[index] * ((1 - down) * (1 - right))[..., None]
+            + flat_map[index + 1] * ((1 - down) * right)[..., None]
+            + flat_map[index + columns] * (down * (1 - right))[..., None]
+            + flat_map[index + columns + 1] * (down * right)[..., None]
+        )
+
+    def pool(
+        self, stage: int, points: mx.array, x: mx.array, centers: mx.array, neighborhood: mx.array
+    ) -> tuple[mx.array, mx.array]:
+        """One block: (R, N, 2) points and (R, N, C) features -> (R, M, 2) and (R, M, C).
+
+        centers: (R, M) and neighborhood: (R, M, K), both indices into N.
+        """
+        region = mx.arange(points.shape[0])[:, None]
+        local = mx.concatenate([x, points], axis=-1)
+        anchor = local[region, centers][:, :, None]  # (R, M, 1, C + 2)
+        difference = local[region[..., None], neighborhood] - anchor  # (R, M, K, C + 2)
+        projected = self.diff_projector_list[stage](difference.astype(self.dtype))
+        anchor = mx.broadcast_to(anchor.astype(self.dtype), projected.shape)
+        pooled = self.agg_projector_list[stage](mx.concatenate([projected, anchor], axis=-1))
+        pooled = pooled.max(axis=2) if self.config.pooler_mode == "max" else pooled.mean(axis=2)
+        return points[region, centers], pooled
+
+    def _check_shapes(self, features: mx.array, region_points: mx.array) -> None:
+        expected = (1, self.grid[0] * self.grid[1], self.width)
+        if features.shape != expected:
+            raise ValueError(f"features have shape {features.shape}, expected {expected}")
+        count = self.config.num_points
+        if region_points.ndim != 3 or region_points.shape[1:] != (count, 2):
+            raise ValueError(
+                f"region_points have shape {region_points.shape}, expected (regions, {count}, 2)"
+            )
+
+
+def region_read_order(
+    points: mx.array, grid: tuple[int, int], order: str
+) -> tuple[mx.array, mx.array]:
+    """Where in the feature map a point is read: (..., 2) normalised (x, y) -> row, column.
+
+    The released code reads the map transposed: x runs along the rows. Its weights were trained
+    that way, so "released" is the order to use; "upright" is for experiments.
+    """
+    x, y = points[..., 0], points[..., 1]
+    along_rows, along_columns = (x, y) if order == "released" else (y, x)
+    return along_rows * (grid[0] - 1), along_columns * (grid[1] - 1)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .json_fields import channels, choice, number, read_json, size
+from .json_fields import channels, choice, number, read_json, size, text_value
 
 # OpenAI's constants, in every CLIP preprocessor_config.json.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -141,7 +141,7 @@ class FerretConfig:
             region_token_id=region_token_id,
             image_mean=channels(values, "image_mean", CLIP_MEAN),
             image_std=channels(values, "image_std", CLIP_STD),
-            prompt_template=values.get("prompt_template", "v1"),
+            prompt_template=text_value(values, "prompt_template", "v1"),
             use_im_start_end=bool(values.get("mm_use_im_start_end", False)),
             quantization=_quantization(values),
             raw=values,
@@ -201,9 +201,9 @@ def _refuse_other_models(values: dict[str, Any]) -> None:
 
 def _text_fields(values: dict[str, Any]) -> dict[str, Any]:
     heads = size(values, "num_attention_heads")
-    rope = values.get("rope_parameters") or {}
-    if rope.get("rope_type", "default") != "default":
-        raise ValueError(f"config: rope_type {rope['rope_type']!r} is not known to Ferret")
+    rope = values.get("rope_parameters") or {}  # transformers 5 puts rope_theta in here
+    if not isinstance(rope, dict) or rope.get("rope_type", "default") != "default":
+        raise ValueError(f"config: rope_parameters is {rope!r}, expected rope_type 'default'")
     text: dict[str, Any] = {
         "model_type": "llama",
         "hidden_size": size(values, "hidden_size"),

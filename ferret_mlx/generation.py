@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from types import UnionType
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
@@ -51,12 +52,7 @@ def stream_generate(
     cache_options = _cache_options(model.config, kv_bits)
     inputs = processor(image, prompt, regions, seed=seed)
     ids = model.expand_ids(inputs.input_ids)
-    room = model.config.context - ids.size
-    if room < 1:
-        raise ValueError(
-            f"the prompt takes {ids.size} tokens (image included) but the model's context has "
-            f"{model.config.context} and the answer needs one at least; shorten the prompt"
-        )
+    room = model.config.context - ids.size  # the processor leaves one at least
     return _stream(
         model,
         processor,
@@ -147,21 +143,25 @@ def _stream(
 
 
 def _check_options(max_tokens: int, temp: float, top_p: float, seed: int) -> None:
-    if isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1:
+    if not _is_number(max_tokens, int) or max_tokens < 1:
         raise ValueError(f"max_tokens is {max_tokens!r}, expected a whole number of at least 1")
-    if not 0 <= temp < float("inf"):
+    if not _is_number(temp, int | float) or not 0 <= temp < float("inf"):
         raise ValueError(f"temp is {temp!r}, expected 0 (greedy) or a positive number")
-    if not 0 < top_p <= 1:
+    if not _is_number(top_p, int | float) or not 0 < top_p <= 1:
         raise ValueError(f"top_p is {top_p!r}, expected a number above 0 and at most 1")
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+    if not _is_number(seed, int) or not 0 <= seed < 2**63:
         raise ValueError(f"seed is {seed!r}, expected a whole number of at least 0")
+
+
+def _is_number(value: Any, kind: type | UnionType) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def _cache_options(config: FerretConfig, kv_bits: int | None) -> dict[str, int]:
     """The options of `generate_step` that quantize its cache from the first token on."""
     if kv_bits is None:
         return {}
-    if isinstance(kv_bits, bool) or kv_bits not in KV_BITS:
+    if not _is_number(kv_bits, int) or kv_bits not in KV_BITS:
         raise ValueError(f"kv_bits is {kv_bits!r}, expected one of {KV_BITS} or None")
     text = config.text
     head_dim = text.get("head_dim", text["hidden_size"] // text["num_attention_heads"])

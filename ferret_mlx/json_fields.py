@@ -37,6 +37,13 @@ def number(values: dict[str, Any], key: str, default: float) -> float:
     return float(value)
 
 
+def text_value(values: dict[str, Any], key: str, default: str) -> str:
+    value = values.get(key, default)
+    if not isinstance(value, str):
+        raise ValueError(f"config: {key} is {value!r}, expected a string")
+    return value
+
+
 def choice(values: dict[str, Any], key: str, default: str, choices: tuple[str, ...]) -> str:
     value = values.get(key, default)
     if value not in choices:

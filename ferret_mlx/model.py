@@ -11,10 +11,9 @@ import numpy as np
 from mlx_lm.models import llama
 
 from .config import FerretConfig
+from .prompt import IMAGE_TOKEN_INDEX
 from .region_sampler import RegionSampler
 from .vision import VisionTower
-
-IMAGE_TOKEN_INDEX = -200
 
 # Released prefix -> ours; the first that fits counts.
 _PREFIXES = (

@@ -1,8 +1,9 @@
-"""Shared fixtures: the parity data computed by the released implementation (tests/data/parity/README.md)."""
+"""Shared fixtures: parity data computed by the released implementation (data/parity/README.md)."""
 
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 DATA = Path(__file__).parent / "data"
@@ -16,3 +17,37 @@ def parity() -> Path:
 @pytest.fixture(scope="session")
 def manifest(parity) -> list[dict]:
     return json.loads((parity / "golden" / "manifest.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def golden(parity, manifest) -> dict[str, dict[str, np.ndarray]]:
+    """The numbers of each case by name."""
+    return {
+        case["name"]: dict(np.load(parity / "golden" / f"{case['name']}.npz")) for case in manifest
+    }
+
+
+@pytest.fixture(scope="session")
+def parity_weights(parity) -> dict:
+    """The parity checkpoint's tensors by their released names, float16."""
+    from ferret_mlx.checkpoint import open_checkpoint
+
+    weights = {}
+    for folder in (parity / "checkpoint", parity / "checkpoint" / "vision_tower"):
+        with open_checkpoint(folder) as checkpoint:
+            weights |= {name: checkpoint.read(name) for name in checkpoint.names()}
+    return weights
+
+
+@pytest.fixture(scope="session")
+def parity_model(parity, parity_weights):
+    """The model of the parity checkpoint in float32."""
+    import mlx.core as mx
+
+    from ferret_mlx.config import FerretConfig
+    from ferret_mlx.model import Model
+
+    model = Model(FerretConfig.from_folder(parity / "checkpoint"))
+    model.load_weights(list(model.sanitize(parity_weights).items()), strict=True)
+    model.set_dtype(mx.float32)
+    return model

@@ -10,20 +10,16 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TypeAlias
 
 import numpy as np
-from PIL import Image, ImageDraw
 
 from .image import open_image
+from .shapes import XY, Size, polygon_mask, stroke_mask
 
 CANVAS = 1000
 POINT_RADIUS = 5
 POINTS_PER_REGION = 512
-
-Size: TypeAlias = tuple[int, int]
-XY: TypeAlias = tuple[float, float]
 
 
 def coordinate(value: float, extent: int) -> int:
@@ -157,10 +153,7 @@ class FreeForm:
             points: at least three (x, y) corners in pixels, 0 <= x <= w and 0 <= y <= h.
             size: (w, h) of the picture.
         """
-        corners = _inside_points("polygon", points, size, at_least=3)
-        canvas = Image.new("1", size)
-        ImageDraw.Draw(canvas).polygon([(x, y) for x, y in corners], fill=1, outline=1)
-        return cls(np.asarray(canvas))
+        return cls(polygon_mask(points, size))
 
     @classmethod
     def from_stroke(cls, points: Sequence[XY], width: float, size: Size) -> FreeForm:
@@ -171,13 +164,7 @@ class FreeForm:
             width: of the pen in pixels, at least 1.
             size: (w, h) of the picture.
         """
-        if not (math.isfinite(width) and width >= 1):
-            raise ValueError(f"A stroke must be at least 1 pixel wide, got {width:g}.")
-        path = _inside_points("stroke", points, size, at_least=1)
-        pixels = np.zeros((size[1], size[0]), dtype=bool)
-        for start, end in pairwise(path if len(path) > 1 else [*path, *path]):
-            _draw_segment(pixels, start, end, width / 2)
-        return cls(pixels)
+        return cls(stroke_mask(points, width, size))
 
     def text(self, size: Size) -> str:
         """The mask's bounding box ``[X1, Y1, X2, Y2]`` on the canvas, last pixels included."""
@@ -205,6 +192,22 @@ class FreeForm:
 
 
 Region: TypeAlias = Point | Box | FreeForm
+
+
+def describe_regions(regions: Sequence[Region], size: Size) -> tuple[list[str], list[np.ndarray]]:
+    """Coordinate texts and (w, h) masks of all regions. A ValueError says which region it is."""
+    texts, masks = [], []
+    for index, region in enumerate(regions):
+        if not isinstance(region, Point | Box | FreeForm):
+            raise ValueError(
+                f"[region{index}] must be a Point, Box or FreeForm, got {type(region).__name__}."
+            )
+        try:
+            texts.append(region.text(size))
+            masks.append(region.mask(size))
+        except ValueError as error:
+            raise ValueError(f"[region{index}]: {error}") from error
+    return texts, masks
 
 
 def sample_points(
@@ -247,37 +250,3 @@ def _check_finite(kind: str, values: Sequence[float]) -> None:
     for value in values:
         if not isinstance(value, (int, float, np.number)) or not math.isfinite(value):
             raise ValueError(f"{kind} takes finite numbers of pixels, got {value!r}.")
-
-
-def _inside_points(kind: str, points: Sequence[XY], size: Size, at_least: int) -> np.ndarray:
-    w, h = size
-    try:
-        path = np.asarray(points, dtype=np.float64).reshape(-1, 2)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"A {kind} takes a list of (x, y) pairs, got {points!r}.") from error
-    if len(path) < at_least:
-        raise ValueError(f"A {kind} needs at least {at_least} points, got {len(path)}.")
-    outside = ~((path >= 0) & (path <= (w, h))).all(axis=1)
-    if outside.any():
-        x, y = path[outside][0]
-        raise ValueError(
-            f"The {kind} point ({x:g}, {y:g}) is outside the picture of {w} x {h} pixels; "
-            f"x must be from 0 to {w}, y from 0 to {h}."
-        )
-    return np.minimum(path, (w - 1, h - 1))
-
-
-def _draw_segment(pixels: np.ndarray, start: np.ndarray, end: np.ndarray, radius: float) -> None:
-    """Set every pixel of the (h, w) array whose distance from the segment is at most radius."""
-    low = np.maximum(np.floor(np.minimum(start, end) - radius).astype(int), 0)
-    high = np.ceil(np.maximum(start, end) + radius).astype(int) + 1
-    rows, columns = slice(low[1], high[1]), slice(low[0], high[0])
-    part = pixels[rows, columns]
-    # (rows, columns, 2) offsets of the pixels from the start
-    y, x = np.ogrid[low[1] : low[1] + part.shape[0], low[0] : low[0] + part.shape[1]]
-    dx, dy = end - start
-    length = dx * dx + dy * dy
-    along = ((x - start[0]) * dx + (y - start[1]) * dy) / (length or 1.0)
-    along = np.clip(along, 0, 1)
-    distance = (x - start[0] - along * dx) ** 2 + (y - start[1] - along * dy) ** 2
-    part |= distance <= radius * radius

@@ -1,0 +1,68 @@
+"""How the command lines end: one line on stderr and an exit status, never a traceback."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+BAD_INPUT = 2
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse's, without abbreviated flags and without the usage block before an error."""
+
+    def __init__(self, *args, **kwargs):
+        kwargs.setdefault("allow_abbrev", False)
+        super().__init__(*args, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(BAD_INPUT, f"{self.prog}: error: {one_line(message)}\n")
+
+
+def run_command(
+    main: Callable[[Sequence[str] | None], None],
+) -> Callable[[Sequence[str] | None], None]:
+    """Decorate the main function of a command line.
+
+    ValueError, FileNotFoundError and other errors about a named file become one line on stderr
+    and exit status 2; Ctrl-C exits with 130. Anything else is a bug and keeps its traceback.
+    """
+
+    @functools.wraps(main)
+    def run(argv: Sequence[str] | None = None) -> None:
+        try:
+            main(argv)
+            sys.stdout.flush()
+        except KeyboardInterrupt:
+            print(file=sys.stderr)
+            sys.exit(INTERRUPTED)
+        except BrokenPipeError:
+            # The reader of stdout has gone, `generate.py ... | head` for one.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
+        except (ValueError, FileNotFoundError) as error:
+            _fail(error)
+        except OSError as error:
+            if error.filename is None:
+                raise
+            _fail(error)
+
+    return run
+
+
+def one_line(message: object) -> str:
+    return " ".join(str(message).split())
+
+
+def _fail(error: Exception) -> NoReturn:
+    message: object = error
+    if isinstance(error, OSError) and error.filename is not None:
+        message = f"{error.filename}: {error.strerror}"
+    program = os.path.basename(sys.argv[0]) or "ferret-mlx"
+    print(f"{program}: error: {one_line(message)}", file=sys.stderr)
+    sys.exit(BAD_INPUT)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from .config import read_json
+from .json_fields import read_json
 from .safetensors_file import SafetensorsFile
 from .tensor_files import TensorFile, TensorInfo
 from .torch_file import TorchFile

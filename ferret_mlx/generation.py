@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, redirect_stdout
 from types import UnionType
 from typing import TYPE_CHECKING, Any
 
@@ -107,7 +109,9 @@ def _stream(
 ) -> Iterator[GenerationResponse]:
     tokenizer = processor.tokenizer
     detokenizer = SPMStreamingDetokenizer(tokenizer)
-    with wired_limit(model, [generation_stream]):
+    with ExitStack() as stack:
+        with redirect_stdout(sys.stderr):  # its warning is not part of the answer
+            stack.enter_context(wired_limit(model, [generation_stream]))
         start = time.perf_counter()
         embeddings = model.embed_inputs(inputs.input_ids, inputs.pixel_values, inputs.region_points)
         steps = generate_step(

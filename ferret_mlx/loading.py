@@ -98,13 +98,19 @@ def quantize_layers(
             return quantization[path]
         return hasattr(module, "to_quantized") and f"{path}.scales" in weights
 
-    nn.quantize(
-        model,
-        group_size=quantization["group_size"],
-        bits=quantization["bits"],
-        mode=quantization.get("mode", "affine"),
-        class_predicate=options_of,
-    )
+    try:
+        nn.quantize(
+            model,
+            group_size=quantization["group_size"],
+            bits=quantization["bits"],
+            mode=quantization.get("mode", "affine"),
+            class_predicate=options_of,
+        )
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"quantization in config.json does not fit the model ({error}); "
+            "convert the checkpoint again"
+        ) from None
 
 
 def _find(path_or_hub_id: str | Path | None) -> Path:

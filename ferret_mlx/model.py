@@ -80,7 +80,7 @@ class Model(nn.Module):
 
         Raises ValueError when image, regions and placeholders do not fit together.
         """
-        ids = np.array(input_ids, dtype=np.int64)
+        ids = np.array(input_ids, dtype=np.int32)
         image_at = self._image_position(ids)
         regions_at = np.flatnonzero(ids == self.config.region_token_id)
         region_count = 0 if region_points is None else region_points.shape[0]
@@ -90,7 +90,9 @@ class Model(nn.Module):
                 f"{region_count} regions"
             )
         features = self.encode_image(pixel_values)
-        rows = self.language_model.model.embed_tokens(mx.array(np.where(ids < 0, 0, ids)))
+        rows = self.language_model.model.embed_tokens(
+            mx.array(np.where(ids == IMAGE_TOKEN_INDEX, 0, ids))
+        )
         if region_points is not None and region_count:
             vectors = self.region_sampler(features, region_points, starts, neighbors)
             rows[mx.array(regions_at)] = vectors.astype(rows.dtype)
@@ -99,12 +101,12 @@ class Model(nn.Module):
 
     def expand_ids(self, input_ids: Sequence[int]) -> mx.array:
         """(L,) ids, one for each row of `embed_inputs`; the image's are 0 (they are not read)."""
-        ids = np.array(input_ids, dtype=np.int64)
+        ids = np.array(input_ids, dtype=np.int32)
         image_at = self._image_position(ids)
         rows, columns = self.config.vision.grid
         return mx.array(
             np.concatenate(
-                [ids[:image_at], np.zeros(rows * columns, dtype=np.int64), ids[image_at + 1 :]]
+                [ids[:image_at], np.zeros(rows * columns, dtype=np.int32), ids[image_at + 1 :]]
             )
         )
 

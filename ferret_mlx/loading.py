@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from importlib.resources import files
 from pathlib import Path
@@ -10,22 +9,19 @@ from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError
 from mlx.utils import tree_flatten
 from mlx_lm.utils import dequantize_model
 
 from .blas import INSTALL_HINT, preload_openblas
 from .checkpoint import open_checkpoint
-from .config import FerretConfig
+from .config import FerretConfig, read_json
+from .hub import find_folder
 from .model import Model
 from .processor import Processor
 from .tokenizer import Tokenizer
 
 BUNDLED_MODEL = "models/ferret-tiny"
 DEQUANTIZED_LIMIT = 2 * 10**9  # bytes
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_HUB_FILES = ["*.json", "model*.safetensors", "tokenizer.model"]
 
 _blas_hint_given = False
 
@@ -47,9 +43,14 @@ def load(
     model, damaged or missing weights), with one line that says what to do.
     """
     _hint_at_blas()
-    folder = _find(path_or_hub_id)
-    _refuse_unconverted(folder)
-    config = FerretConfig.from_folder(folder)
+    name = _bundled_model() if path_or_hub_id is None else path_or_hub_id
+    # The config comes alone first: no weights are fetched of a model that is then refused.
+    folder = find_folder(name, "model", weights=False)
+    values = read_json(folder / "config.json")
+    if values.get("model_type") == "ferret" and "vision_config" not in values:
+        raise ValueError(_convert_first(name))
+    config = FerretConfig.from_dict(values)
+    folder = find_folder(name, "model")
     tokenizer = Tokenizer(folder)
     if len(tokenizer) > config.text["vocab_size"]:
         raise ValueError(
@@ -60,9 +61,14 @@ def load(
 
 
 def _load_model(folder: Path, config: FerretConfig, dequantize: bool) -> Model:
+    if not any(folder.glob("model*.safetensors")):
+        raise FileNotFoundError(
+            f"{folder} holds no model*.safetensors; give a folder that convert.py made"
+        )
     # Looks into every file first: mx.load reads lazily and would fail in the middle of an answer.
     with open_checkpoint(folder) as checkpoint:
-        _refuse_released_names(folder, checkpoint.names())
+        if any(name.startswith("model.layers.") for name in checkpoint.names()):
+            raise ValueError(_convert_first(folder))
     weights: dict[str, mx.array] = {}
     for file in sorted(folder.glob("model*.safetensors")):
         weights |= cast(dict[str, mx.array], mx.load(str(file)))
@@ -113,56 +119,20 @@ def quantize_layers(
         ) from None
 
 
-def _find(path_or_hub_id: str | Path | None) -> Path:
-    if path_or_hub_id is None:
-        folder = Path(str(files(__package__) / BUNDLED_MODEL))
-        if not (folder / "config.json").is_file():
-            raise FileNotFoundError(
-                f"the bundled model is missing ({folder}); install the package again, or name "
-                "a converted model"
-            )
-        return folder
-    name = str(path_or_hub_id)
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return folder
-    if folder.exists():
-        raise ValueError(f"{name} is a file; give the folder of a converted model")
-    path_like = isinstance(path_or_hub_id, Path) or name.startswith(("/", "./", "../", "~"))
-    if path_like or not _HUB_ID.fullmatch(name):
+def _bundled_model() -> Path:
+    folder = Path(str(files(__package__) / BUNDLED_MODEL))
+    if not (folder / "config.json").is_file():
         raise FileNotFoundError(
-            f"there is no folder {name}; give a folder that convert.py made, or a Hub id "
-            "like owner/name"
+            f"the bundled model is missing ({folder}); install the package again, or name "
+            "a converted model"
         )
-    try:
-        return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise FileNotFoundError(
-            f"there is no folder {name}, and the Hub model of that name could not be fetched: "
-            f"{reason}"
-        ) from None
+    return folder
 
 
-def _refuse_unconverted(folder: Path) -> None:
-    if any(folder.glob("model*.safetensors")):
-        return
-    if any(folder.glob("pytorch_model*.bin*")):
-        raise ValueError(_convert_first(folder))
-    raise FileNotFoundError(
-        f"{folder} holds no model*.safetensors; give a folder that convert.py made"
-    )
-
-
-def _refuse_released_names(folder: Path, names: list[str]) -> None:
-    if any(name.startswith(("model.layers.", "model.region_geo_sampler.")) for name in names):
-        raise ValueError(_convert_first(folder))
-
-
-def _convert_first(folder: Path) -> str:
+def _convert_first(name: str | Path) -> str:
     return (
-        f"{folder} holds a PyTorch checkpoint; convert it first: "
-        f"convert.py --hf-path {folder} --mlx-path OUT"
+        f"{name} is a PyTorch checkpoint; convert it first: "
+        f"python convert.py --hf-path {name} --mlx-path OUT"
     )
 
 

@@ -9,7 +9,7 @@ import pytest
 from mlx.utils import tree_flatten
 from mlx_lm.utils import quantize_model
 
-from ferret_mlx import loading
+from ferret_mlx import hub, loading
 from ferret_mlx.config import FerretConfig, read_config
 from ferret_mlx.loading import load
 from ferret_mlx.model import Model
@@ -183,7 +183,7 @@ def test_foreign_weights(folder):
 
 
 def test_released_folders_have_to_be_converted(parity, folder, parity_weights):
-    with pytest.raises(ValueError, match=r"convert it first: convert\.py --hf-path"):
+    with pytest.raises(ValueError, match=r"convert it first: python convert\.py --hf-path"):
         load(parity / "checkpoint")
     mx.save_safetensors(str(folder / "model.safetensors"), parity_weights)
     with pytest.raises(ValueError, match="convert it first"):
@@ -227,12 +227,12 @@ def test_tokenizer_of_another_model(folder):
 @pytest.mark.parametrize("name", ["./model", "../owner/name", "/owner/name", "~/no/model", "x"])
 def test_paths_never_go_to_the_hub(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(loading, "snapshot_download", lambda *_, **__: pytest.fail("asked the Hub"))
+    monkeypatch.setattr(hub, "_fetch", lambda *_: pytest.fail("asked the Hub"))
     for given in (name, Path("owner/name")):
         with pytest.raises(FileNotFoundError, match="there is no folder"):
             load(given)
     (tmp_path / "owner" / "name").mkdir(parents=True)
-    with pytest.raises(FileNotFoundError, match=r"config\.json|no model"):
+    with pytest.raises(FileNotFoundError, match=r"config\.json"):
         load("owner/name")
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="is a file"):

@@ -14,8 +14,9 @@ DEMO_OUTPUT ?= out/demo.png
 
 VENV := .venv
 BIN  := $(VENV)/bin
-EXTRAS = $(if $(BACKEND),[$(BACKEND)])
-TEST_EXTRAS = $(if $(BACKEND),[$(BACKEND),test],[test])
+COMMA := ,
+EXTRAS := $(if $(BACKEND),[$(BACKEND)])
+TEST_EXTRAS := [test$(if $(BACKEND),$(COMMA)$(BACKEND))]
 
 .PHONY: demo test lint format clean
 

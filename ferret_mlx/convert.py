@@ -162,9 +162,7 @@ def _upload(folder: Path, repo: str) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    result = ArgumentParser(
-        prog="convert.py", description="Convert a Ferret checkpoint to an MLX folder."
-    )
+    result = ArgumentParser(description="Convert a Ferret checkpoint to an MLX folder.")
     add = result.add_argument
     add("--hf-path", required=True, metavar="DIR|HUB_ID", help="checkpoint in the released layout")
     add("--base-path", metavar="DIR|HUB_ID", help="the Vicuna model that --hf-path is a delta to")

@@ -7,10 +7,14 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import NoReturn, Protocol
 
 BAD_INPUT = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+
+class Command(Protocol):
+    def __call__(self, argv: Sequence[str] | None = None) -> None: ...
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -26,7 +30,7 @@ class ArgumentParser(argparse.ArgumentParser):
 
 def run_command(
     main: Callable[[Sequence[str] | None], None],
-) -> Callable[[Sequence[str] | None], None]:
+) -> Command:
     """Decorate the main function of a command line.
 
     ValueError, FileNotFoundError and other errors about a named file become one line on stderr

@@ -85,11 +85,11 @@ class Processor:
         picture = open_image(image)
         size = picture.size
         texts, masks = describe_regions(regions, size)
-        if not isinstance(prompt, str) and (not prompt or prompt[-1].get("role") != "user"):
-            raise ValueError("The prompt must end with a user turn; add the question to answer.")
         text, order = build_prompt(
             prompt, texts, self.config.prompt_template, self.config.use_im_start_end
         )
+        if not isinstance(prompt, str) and prompt[-1]["role"] != "user":
+            raise ValueError("The prompt must end with a user turn; add the question to answer.")
         input_ids = tokenize_prompt(text, self.tokenizer)
         self._check_length(len(input_ids))
 

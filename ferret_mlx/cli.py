@@ -1,0 +1,227 @@
+"""The command line that asks: ``generate.py``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .arguments import join_negative, number, region_type
+from .errors import INTERRUPTED, ArgumentParser, run_command
+
+# Everything else is imported where it is used: --help and bad arguments must not wait for it.
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from .regions import Region
+
+BUNDLED_NOTICE = (
+    "note: no --model given, using ferret-tiny, the small model that comes along; for full-size "
+    "weights run convert.py --hf-path DIR --mlx-path OUT once, then add --model OUT"
+)
+STROKE_WIDTH = 10.0
+
+
+@dataclass
+class Answer:
+    """What was said, also when it was cut short."""
+
+    text: str = ""
+    last: Any = None  # the last GenerationResponse
+    first_token: float = math.nan
+    seconds: float = math.nan
+    interrupted: bool = False
+
+
+@run_command
+def generate_main(argv: Sequence[str] | None = None) -> None:
+    """Answer about a picture as the arguments say; exits with 2 on bad input, 130 on Ctrl-C."""
+    args = _parser().parse_args(join_negative(sys.argv[1:] if argv is None else argv))
+    # A locale without UTF-8 must not end an answer in the middle.
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    image, regions, texts = _check_inputs(args)
+
+    if args.model is None:
+        _report(BUNDLED_NOTICE)
+    start = time.perf_counter()
+    from .generation import stream_generate
+    from .loading import load
+
+    model, processor = load(args.model)
+    loading = time.perf_counter() - start
+    _report(f"Loaded {args.model or 'ferret-tiny'} in {loading:.1f} s.")
+
+    answer = _stream(
+        stream_generate,
+        (model, processor, image, args.prompt, regions),
+        {
+            "max_tokens": args.max_tokens,
+            "temp": args.temp,
+            "top_p": args.top_p,
+            "seed": args.seed,
+            "kv_bits": args.kv_bits,
+        },
+        echo=not args.json,
+    )
+    _finish(args, image, regions, texts, answer, loading)
+    if answer.interrupted:
+        sys.exit(INTERRUPTED)
+
+
+def _check_inputs(args: argparse.Namespace) -> tuple[Image.Image, list[Region], list[str]]:
+    """All that can be refused without the model, which takes seconds to load."""
+    from .image import open_image
+    from .prompt import build_prompt
+    from .regions import describe_regions
+
+    if args.save_image is not None:
+        from .draw import check_target
+
+        target = check_target(args.save_image)
+        if target.exists() and Path(args.image).exists() and target.samefile(args.image):
+            raise ValueError(f"--save-image {target} would overwrite --image; choose another name.")
+    image = open_image(args.image)
+    regions = []
+    for index, flag in enumerate(args.regions):
+        try:
+            regions.append(flag.build(image.size, args.stroke_width))
+        except ValueError as error:
+            raise ValueError(f"[region{index}] (--{flag.kind}): {error}") from error
+    texts, _ = describe_regions(regions, image.size)
+    build_prompt(args.prompt, texts)
+    if args.model is not None and Path(args.model).expanduser().is_dir():
+        from .processor import Processor
+
+        # Reads config and tokenizer only; says whether the prompt fits the context.
+        Processor.from_folder(Path(args.model).expanduser())(image, args.prompt, regions)
+    return image, regions, texts
+
+
+def _stream(
+    stream_generate: Callable[..., Any],
+    question: tuple[Any, ...],
+    options: dict[str, Any],
+    echo: bool,
+) -> Answer:
+    answer = Answer()
+    start = time.perf_counter()
+    try:
+        for chunk in stream_generate(*question, **options):
+            if answer.last is None:
+                answer.first_token = time.perf_counter() - start
+            answer.last = chunk
+            answer.text += chunk.text
+            if echo:
+                print(chunk.text, end="", flush=True)
+    except KeyboardInterrupt:
+        answer.interrupted = True
+    answer.seconds = time.perf_counter() - start
+    if echo:
+        print(flush=True)
+    return answer
+
+
+def _finish(
+    args: argparse.Namespace,
+    image: Image.Image,
+    regions: list[Region],
+    texts: list[str],
+    answer: Answer,
+    loading: float,
+) -> None:
+    from .boxes import parse_boxes
+
+    boxes = parse_boxes(answer.text, image.size)
+    if answer.interrupted:
+        _report("Interrupted; this is what was said so far.")
+    if args.save_image is not None:
+        from .draw import draw_answer, save_picture
+
+        save_picture(draw_answer(image, boxes, regions), args.save_image)
+        plural = "" if len(boxes) == 1 else "es"
+        _report(f"Saved {args.save_image} with {len(boxes)} box{plural} of the answer.")
+    timings = _timings(answer, loading)
+    if args.json:
+        result = {
+            "text": answer.text,
+            "boxes": [{"label": label, "box": list(box)} for label, box, _ in boxes],
+            "regions": [
+                {"kind": flag.kind, "text": text}
+                for flag, text in zip(args.regions, texts, strict=True)
+            ],
+            "prompt_tokens": getattr(answer.last, "prompt_tokens", 0),
+            "generation_tokens": getattr(answer.last, "generation_tokens", 0),
+            "timings": timings,
+        }
+        print(json.dumps(result), flush=True)
+    if args.verbose:
+        for name, value in timings.items():
+            _report(f"{name:>22}  {value}")
+
+
+def _timings(answer: Answer, loading: float) -> dict[str, float | None]:
+    """Seconds, and tokens per second. None: there was no token."""
+    values: dict[str, float | None] = {"load_s": loading, "first_token_s": None}
+    if answer.last is not None:
+        values["first_token_s"] = answer.first_token
+    values["answer_s"] = answer.seconds
+    for name in ("prompt_tps", "generation_tps", "peak_memory"):
+        values[f"{name}_gb" if name == "peak_memory" else name] = getattr(answer.last, name, None)
+    return {name: value and round(value, 4) for name, value in values.items()}
+
+
+def _report(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        description="Ask a Ferret model about a picture and regions of it.",
+        epilog="Region flags may be repeated and mixed. In the prompt, [region0], [region1], ... "
+        "count them in the order given; a prompt that names none gets them appended.",
+    )
+    add = parser.add_argument
+    add("--image", required=True, metavar="FILE", help="picture to ask about")
+    add(
+        "--prompt",
+        required=True,
+        metavar="TEXT",
+        help="question, for instance 'What is [region0]?'",
+    )
+    add("--model", metavar="PATH|HUB_ID", help="converted model (default: the small bundled one)")
+    regions = parser.add_argument_group("regions, in pixels of the upright picture")
+    for kind, form, what in (
+        ("point", "X,Y", "a point"),
+        ("box", "X1,Y1,X2,Y2", "a box"),
+        ("mask", "FILE", "a picture of the same size, white inside the region"),
+        ("polygon", '"X,Y X,Y X,Y ..."', "a filled polygon"),
+        ("stroke", '"X,Y X,Y ..."', "a pen stroke"),
+    ):
+        regions.add_argument(
+            f"--{kind}", dest="regions", action="append", type=region_type(kind, form),
+            metavar=form, default=[], help=what,
+        )  # fmt: skip
+    regions.add_argument(
+        "--stroke-width", type=number(1, None), default=STROKE_WIDTH, metavar="N",
+        help="of all strokes, in pixels (default: %(default)g)",
+    )  # fmt: skip
+    add("--max-tokens", type=number(1, None, int), default=512, metavar="N",
+        help="longest answer, in tokens (default: %(default)s)")  # fmt: skip
+    add("--temp", type=number(0, None), default=0.0, metavar="T",
+        help="sampling temperature; 0 takes the likeliest token (default)")  # fmt: skip
+    add("--top-p", type=number(0, 1, above=True), default=1.0, metavar="P",
+        help="sample among the likeliest tokens of this total probability")  # fmt: skip
+    add("--seed", type=number(0, 2**63 - 1, int), default=0, metavar="S",
+        help="of the sampling and of the points drawn from each region (default: 0)")  # fmt: skip
+    add("--kv-bits", type=int, choices=(2, 4, 8), help="quantize the key-value cache")
+    add("--save-image", metavar="OUT.png", help="write the picture with boxes and regions drawn in")
+    add("--json", action="store_true", help="print one JSON object instead of the bare text")
+    add("--verbose", action="store_true", help="print timings")
+    return parser

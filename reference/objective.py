@@ -1,0 +1,74 @@
+"""The training objective: answers only, many turns of one picture in one sequence."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import DynamicCache
+
+from .model import Twin
+
+
+def turn_mask(turn: Tensor, chained: Tensor, image: int, prefix: int) -> Tensor:
+    """(B, T) turn numbers (-1 = padding) -> additive (B, 1, N + T, P + N + T) attention mask.
+
+    A token sees the prefix, the image, and what precedes it in its own turn; in chained samples
+    all that precedes it.
+    """
+    turn = F.pad(turn, (image, 0), value=0)
+    same = (turn[:, None, :] == turn[:, :, None]) | (turn[:, None, :] == 0) | chained[:, None, None]
+    causal = torch.ones(turn.shape[1], turn.shape[1], dtype=torch.bool, device=turn.device).tril()
+    seen = F.pad(same & causal, (prefix, 0), value=True)
+    return torch.zeros(seen.shape, device=turn.device).masked_fill(~seen, -1e9)[:, None]
+
+
+def answer_states(twin: Twin, batch: dict, features: Tensor, prefix: Tensor) -> tuple[Tensor, Tensor]:
+    """Hidden states that predict the answers' tokens, (M, D), and those tokens, (M,)."""
+    ids, count = batch["ids"], features.shape[1]
+    text = twin.embed_tokens(ids)
+    if len(batch["points"]):
+        vectors = twin.region_geo_sampler(features, batch["points"], batch["picture"])
+        rows, columns = (ids == twin.config.region_token_id).nonzero(as_tuple=True)
+        text = text.index_put((rows, columns), vectors.to(text.dtype))
+    image = twin.mm_projector(features)
+    states = torch.cat([image.to(text.dtype), text], 1)
+    # The words before the image are the same in every sample: one pass serves the whole batch.
+    cache = DynamicCache(config=twin.llama.config)
+    twin.llama.model(inputs_embeds=twin.embed_tokens(prefix)[None], past_key_values=cache)
+    for layer in cache.layers:
+        layer.keys = layer.keys.expand(len(ids), -1, -1, -1)
+        layer.values = layer.values.expand(len(ids), -1, -1, -1)
+    order = torch.arange(count, device=ids.device).expand(len(ids), -1)
+    position = torch.cat([order, batch["position"] + count], 1) + len(prefix)
+    mask = turn_mask(batch["turn"], batch["chained"], count, len(prefix))
+    hidden = twin.llama.model(
+        inputs_embeds=states, attention_mask=mask, position_ids=position, past_key_values=cache
+    ).last_hidden_state
+    learnt = F.pad(batch["answer"], (count, 0))
+    return hidden[:, :-1][learnt[:, 1:]], ids[batch["answer"]]
+
+
+def token_loss(logits: Tensor, targets: Tensor, numbers: range, spread: float) -> Tensor:
+    """Cross-entropy; a number's target is spread over its neighbours (normal, in canvas units),
+    since a coordinate that is a little off is a little wrong, not wrong altogether."""
+    logp = logits.float().log_softmax(-1)
+    is_number = (targets >= numbers.start) & (targets < numbers.stop)
+    plain = -logp[~is_number].gather(1, targets[~is_number][:, None]).sum()
+    if spread <= 0 or not is_number.any():
+        return (plain - logp[is_number].gather(1, targets[is_number][:, None]).sum()) / len(targets)
+    value = torch.arange(len(numbers), device=logits.device)
+    distance = (value[None] - (targets[is_number] - numbers.start)[:, None]) / spread
+    share = torch.softmax(-0.5 * distance.square(), -1)
+    near = -(share * logp[is_number][:, numbers.start : numbers.stop]).sum()
+    return (plain + near) / len(targets)
+
+
+@torch.no_grad()
+def figures(logits: Tensor, targets: Tensor, numbers: range) -> dict[str, float]:
+    """Share of words that are right, mean distance of numbers in canvas units."""
+    best = logits.argmax(-1)
+    is_number = (targets >= numbers.start) & (targets < numbers.stop)
+    off = (best - targets)[is_number].abs().clamp(max=1000).float()
+    return {
+        "words": (best == targets)[~is_number].float().mean().item(),
+        "off": off.mean().item() if len(off) else 0.0,
+    }

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,28 +49,25 @@ def generate_main(argv: Sequence[str] | None = None) -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
     image, regions, texts = _check_inputs(args)
 
+    start = time.perf_counter()
+    name = args.model or "ferret-tiny"
+    with _transient(f"Loading {name} ..."):
+        from .generation import stream_generate
+        from .loading import load
+
+        model, processor = load(args.model)
+    loading = time.perf_counter() - start
+    start = time.perf_counter()
+    chunks = stream_generate(
+        model, processor, image, args.prompt, regions,
+        max_tokens=args.max_tokens, temp=args.temp, top_p=args.top_p, seed=args.seed,
+        kv_bits=args.kv_bits,
+    )  # fmt: skip
+    # Only now nothing can be refused any more: an error is a single line.
     if args.model is None:
         _report(BUNDLED_NOTICE)
-    start = time.perf_counter()
-    from .generation import stream_generate
-    from .loading import load
-
-    model, processor = load(args.model)
-    loading = time.perf_counter() - start
-    _report(f"Loaded {args.model or 'ferret-tiny'} in {loading:.1f} s.")
-
-    answer = _stream(
-        stream_generate,
-        (model, processor, image, args.prompt, regions),
-        {
-            "max_tokens": args.max_tokens,
-            "temp": args.temp,
-            "top_p": args.top_p,
-            "seed": args.seed,
-            "kv_bits": args.kv_bits,
-        },
-        echo=not args.json,
-    )
+    _report(f"Loaded {name} in {loading:.1f} s.")
+    answer = _stream(chunks, start, echo=not args.json)
     _finish(args, image, regions, texts, answer, loading)
     if answer.interrupted:
         sys.exit(INTERRUPTED)
@@ -96,24 +94,20 @@ def _check_inputs(args: argparse.Namespace) -> tuple[Image.Image, list[Region], 
             raise ValueError(f"[region{index}] (--{flag.kind}): {error}") from error
     texts, _ = describe_regions(regions, image.size)
     build_prompt(args.prompt, texts)
-    if args.model is not None and Path(args.model).expanduser().is_dir():
+    if args.model is not None:
+        from .hub import find_folder
         from .processor import Processor
 
-        # Reads config and tokenizer only; says whether the prompt fits the context.
-        Processor.from_folder(Path(args.model).expanduser())(image, args.prompt, regions)
+        # Config and tokenizer only, to see whether the prompt fits the context.
+        folder = find_folder(args.model, "model", weights=False)
+        Processor.from_folder(folder)(image, args.prompt, regions)
     return image, regions, texts
 
 
-def _stream(
-    stream_generate: Callable[..., Any],
-    question: tuple[Any, ...],
-    options: dict[str, Any],
-    echo: bool,
-) -> Answer:
+def _stream(chunks: Iterable[Any], start: float, echo: bool) -> Answer:
     answer = Answer()
-    start = time.perf_counter()
     try:
-        for chunk in stream_generate(*question, **options):
+        for chunk in chunks:
             if answer.last is None:
                 answer.first_token = time.perf_counter() - start
             answer.last = chunk
@@ -175,6 +169,19 @@ def _timings(answer: Answer, loading: float) -> dict[str, float | None]:
     for name in ("prompt_tps", "generation_tps", "peak_memory"):
         values[f"{name}_gb" if name == "peak_memory" else name] = getattr(answer.last, name, None)
     return {name: value and round(value, 4) for name, value in values.items()}
+
+
+@contextlib.contextmanager
+def _transient(line: str) -> Iterator[None]:
+    """Show a line while something takes its time, to people only."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    print(line, end="", file=sys.stderr, flush=True)
+    try:
+        yield
+    finally:
+        print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
 def _report(line: str) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -416,15 +417,18 @@ def test_sources_that_are_not_there(tmp_path, capsys):
     assert os.listdir(tmp_path) == ["file"]
 
 
-def test_an_error_while_writing_leaves_nothing(parity, tmp_path, monkeypatch):
-    """The disk may fill up, or Ctrl-C come, when half of the files are there."""
+def test_ctrl_c_leaves_nothing(parity, tmp_path, monkeypatch):
+    """It comes here when all but the model card is written."""
 
-    def interrupted(*args, **kwargs):
-        raise KeyboardInterrupt
+    def interrupted(folder, *args, **kwargs):
+        assert (folder / "model.safetensors").is_file()
+        signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(ferret_mlx.convert, "write_model_card", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        convert(parity / "checkpoint", tmp_path / "new" / "out")
+    out = tmp_path / "new" / "out"
+    with pytest.raises(SystemExit) as exit:
+        main(["--hf-path", str(parity / "checkpoint"), "--mlx-path", str(out)])
+    assert exit.value.code == 130
     assert os.listdir(tmp_path) == []
 
 
@@ -459,3 +463,18 @@ def test_no_torch(parity, tmp_path):
     args = [str(parity / "checkpoint"), str(tmp_path / "out")]
     subprocess.run([sys.executable, "-c", code, *args], cwd=ROOT, check=True, timeout=300)
     assert (tmp_path / "out" / "config.json").is_file()
+
+
+def test_a_failed_upload_keeps_the_folder(parity, tmp_path, capsys):
+    args = ("--hf-path", parity / "checkpoint", "--mlx-path", tmp_path / "out")
+    error = fails(capsys, *args, "--upload-repo", "someone/ferret")
+    assert "is written, but the upload to someone/ferret failed" in error
+    assert (tmp_path / "out" / "config.json").is_file()
+
+
+def test_a_converted_folder_can_be_quantized_later(parity, tmp_path):
+    """Catches a second transpose of layouts, and a lost vision config."""
+    convert(parity / "checkpoint", tmp_path / "plain")
+    for source, out in ((parity / "checkpoint", "at once"), (tmp_path / "plain", "later")):
+        convert(source, tmp_path / out, quantize=True, q_group_size=32)
+    assert equal(weights(tmp_path / "at once"), weights(tmp_path / "later"))

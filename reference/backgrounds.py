@@ -1,4 +1,4 @@
-"""Procedural backgrounds: plain, gradients, sky and ground, soft noise, stripes, checks, clutter."""
+"""Procedural backgrounds: plain, gradients, sky and ground, noise, stripes, checks, clutter."""
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
@@ -18,19 +18,19 @@ def _plain(rng):
 
 def _gradient(rng):
     angle = rng.uniform(0, 2 * np.pi)
-    y, x = np.mgrid[0:1 : COARSE * 1j, 0:1 : COARSE * 1j]
+    y, x = np.mgrid[0 : 1 : COARSE * 1j, 0 : 1 : COARSE * 1j]
     t = np.cos(angle) * (x - 0.5) + np.sin(angle) * (y - 0.5) + 0.5
     return _blend(_colour(rng), _colour(rng), t)
 
 
 def _radial(rng):
-    y, x = np.mgrid[0:1 : COARSE * 1j, 0:1 : COARSE * 1j]
+    y, x = np.mgrid[0 : 1 : COARSE * 1j, 0 : 1 : COARSE * 1j]
     t = np.hypot(x - rng.random(), y - rng.random())
     return _blend(_colour(rng), _colour(rng), t)
 
 
 def _ground(rng):
-    y = np.mgrid[0:1 : COARSE * 1j, 0:1 : COARSE * 1j][0]
+    y = np.mgrid[0 : 1 : COARSE * 1j, 0 : 1 : COARSE * 1j][0]
     horizon = rng.uniform(0.3, 0.75)
     sky, ground = _blend(_colour(rng), _colour(rng), y), _blend(_colour(rng), _colour(rng), 1 - y)
     return np.where((y < horizon)[..., None], sky, ground)

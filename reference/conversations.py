@@ -19,9 +19,10 @@ KINDS = ("point", "box", "silhouette")
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight")
 
 NAME = (
-    "What is the object at [region0]?", "What is [region0]?", "What is in [region0]?", "What is this?",
-    "Name the object at [region0].", "Identify [region0].", "What object is this?",
-    "What can you see at [region0]?", "What is the object in [region0]?", "Tell me what [region0] is.",
+    "What is the object at [region0]?", "What is [region0]?", "What is in [region0]?",
+    "What is this?", "Name the object at [region0].", "Identify [region0].", "What object is this?",
+    "What can you see at [region0]?", "What is the object in [region0]?",
+    "Tell me what [region0] is.",
     "What is the name of [region0]?", "What do you see in [region0] of the image?",
 )  # fmt: skip
 NAME_AND_BOX = (
@@ -37,7 +38,8 @@ FIND = (
 FIND_ALL = ("Where are the {}?", "Find all the {}.", "Locate the {}.", "Give the boxes of the {}.")
 LIST = (
     "List the objects with their boxes.", "What is in the image? Give the boxes.",
-    "Describe the image with boxes.", "Find all objects.", "What objects are in the picture and where?",
+    "Describe the image with boxes.", "Find all objects.",
+    "What objects are in the picture and where?",
 )  # fmt: skip
 ANY = (
     "Is there {} in the image?", "Is there {} in the picture?", "Can you see {}?",

@@ -9,7 +9,12 @@ import torch
 from .config import IMAGE_MEAN, IMAGE_STD, TwinConfig
 from .model import Twin
 
-TOKENIZER_FILES = ("tokenizer.model", "added_tokens.json", "special_tokens_map.json", "tokenizer_config.json")
+TOKENIZER_FILES = (
+    "tokenizer.model",
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "tokenizer_config.json",
+)
 PREPROCESSOR = {
     "do_center_crop": True,
     "do_convert_rgb": True,
@@ -51,7 +56,9 @@ def read_released(folder: Path, dtype=torch.float32) -> Twin:
     for name in twin.state_dict():
         if not name.startswith("tower."):
             state[name] = released.pop(_released_name(name))
-    unused = [n for n in released if not n.endswith("rotary_emb.inv_freq") and "vision_tower" not in n]
+    unused = [
+        n for n in released if not n.endswith("rotary_emb.inv_freq") and "vision_tower" not in n
+    ]
     if unused:
         raise ValueError(f"{folder} holds tensors the twin has no place for: {unused[:3]}")
     tower = _load_bin(folder / "vision_tower")
@@ -71,7 +78,9 @@ def write_released(twin: Twin, folder: Path, tokenizer: Path, dtype=torch.float1
     for name, value in twin.state_dict().items():
         value = value.detach().to(dtype).contiguous().clone()
         if name.startswith("tower."):
-            tower["vision_model." + name.removeprefix("tower.").removeprefix("vision_model.")] = value
+            tower["vision_model." + name.removeprefix("tower.").removeprefix("vision_model.")] = (
+                value
+            )
         else:
             released[_released_name(name)] = value
     _add_unused_layer(tower, twin.config)

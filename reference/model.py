@@ -34,7 +34,9 @@ class Twin(nn.Module):
     def embed_tokens(self, ids: Tensor) -> Tensor:
         return self.llama.model.embed_tokens(ids)
 
-    def embed_inputs(self, input_ids, pixels, region_points=None, starts=None, neighbors=None) -> Tensor:
+    def embed_inputs(
+        self, input_ids, pixels, region_points=None, starts=None, neighbors=None
+    ) -> Tensor:
         """One prompt (list of ids, -200 for the image) -> (1, L, D)."""
         ids = torch.as_tensor(input_ids)
         features = self.encode_image(pixels)
@@ -44,12 +46,16 @@ class Twin(nn.Module):
         if len(wanted):
             vectors = self.region_geo_sampler(features, region_points, None, starts, neighbors)
             if len(vectors) != len(wanted):
-                raise ValueError(f"{len(wanted)} region tokens in the prompt, {len(vectors)} regions")
+                raise ValueError(
+                    f"{len(wanted)} region tokens in the prompt, {len(vectors)} regions"
+                )
             text[wanted] = vectors.to(text.dtype)
         return torch.cat([text[:at], self.mm_projector(features)[0], text[at + 1 :]])[None]
 
     @torch.no_grad()
-    def generate(self, input_ids, pixels, region_points=None, starts=None, neighbors=None, max_tokens=64):
+    def generate(
+        self, input_ids, pixels, region_points=None, starts=None, neighbors=None, max_tokens=64
+    ):
         """Greedy ids up to and without ``</s>``."""
         step = self.embed_inputs(input_ids, pixels, region_points, starts, neighbors)
         cache, ids = None, []

@@ -21,7 +21,9 @@ def turn_mask(turn: Tensor, chained: Tensor, image: int, prefix: int) -> Tensor:
     return torch.zeros(seen.shape, device=turn.device).masked_fill(~seen, -1e9)[:, None]
 
 
-def answer_states(twin: Twin, batch: dict, features: Tensor, prefix: Tensor) -> tuple[Tensor, Tensor]:
+def answer_states(
+    twin: Twin, batch: dict, features: Tensor, prefix: Tensor
+) -> tuple[Tensor, Tensor]:
     """Hidden states that predict the answers' tokens, (M, D), and those tokens, (M,)."""
     ids, count = batch["ids"], features.shape[1]
     text = twin.embed_tokens(ids)

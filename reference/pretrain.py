@@ -43,7 +43,9 @@ def main() -> None:
     tower, heads = build_tower(config), DenseHeads(config.vision_width)
     init_tower(tower, config.grid)
     parts = torch.nn.ModuleList([tower, heads]).to(device)
-    optimizer = torch.optim.AdamW(parts.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(
+        parts.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=0.01
+    )
     args.out.mkdir(parents=True, exist_ok=True)
     saved, first, seconds = args.out / "state.pt", 0, 0.0
     if saved.exists():
@@ -61,7 +63,9 @@ def main() -> None:
             group["lr"] = args.lr * schedule(step, args.steps)
         with torch.autocast(device, torch.bfloat16):
             features = tower_features(tower, normalise(pixels.to(device)))
-        loss, figures = dense_loss(heads(features), labels.to(device), boxes.to(device), config.grid)
+        loss, figures = dense_loss(
+            heads(features), labels.to(device), boxes.to(device), config.grid
+        )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parts.parameters(), 1.0)
@@ -72,7 +76,9 @@ def main() -> None:
         if step % 25 == 0:
             bar.set_postfix({k: f"{v:.3f}" for k, v in average.items()}, refresh=False)
             with (args.out / "log.jsonl").open("a") as log:
-                log.write(json.dumps({"step": step, "s": round(time.time() - began), **average}) + "\n")
+                log.write(
+                    json.dumps({"step": step, "s": round(time.time() - began), **average}) + "\n"
+                )
         if (step + 1) % args.save_every == 0 or step + 1 == args.steps:
             state = {"parts": parts.state_dict(), "optimizer": optimizer.state_dict()}
             state |= {"step": step + 1, "seconds": time.time() - began}

@@ -18,7 +18,9 @@ def bilinear_weights(points: Tensor, grid: int) -> Tensor:
     The released code reads the map transposed: a point's x picks the row and y the column.
     """
     cells = torch.arange(grid, device=points.device, dtype=points.dtype)
-    row, column = ((1 - (points[..., i, None] * (grid - 1) - cells).abs()).clamp(min=0) for i in (0, 1))
+    row, column = (
+        (1 - (points[..., i, None] * (grid - 1) - cells).abs()).clamp(min=0) for i in (0, 1)
+    )
     return (row[..., :, None] * column[..., None, :]).flatten(-2)
 
 

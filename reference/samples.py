@@ -104,5 +104,7 @@ def collate(samples: list[Sample]) -> dict[str, torch.Tensor]:
         "position": padded([s.position for s in samples], 0),
         "chained": torch.tensor([s.chained for s in samples]),
         "points": torch.from_numpy(np.concatenate([s.points for s in samples])),
-        "picture": torch.from_numpy(np.repeat(np.arange(len(samples)), [len(s.points) for s in samples])),
+        "picture": torch.from_numpy(
+            np.repeat(np.arange(len(samples)), [len(s.points) for s in samples])
+        ),
     }

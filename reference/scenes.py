@@ -99,7 +99,7 @@ def _silhouette(solid: np.ndarray, at, size: tuple[int, int]) -> np.ndarray:
 
 
 def _place_pair(names, extent, size, rng):
-    """Two sprites whose visible boxes overlap by IoU >= 0.5, each at least half visible, or None."""
+    """Two sprites whose visible boxes overlap by IoU >= 0.5, both half visible, or None."""
     for _ in range(3):
         back = _glyph(names[0], extent, rng)
         front = _glyph(names[1], extent * rng.uniform(0.55, 0.9), rng)
@@ -157,7 +157,7 @@ def compose(split: str, number: int, sides: tuple[int, int] = (160, 320)) -> Sce
 
     masks: list[np.ndarray] = []
     shares: list[int] = []
-    for name, sprite, at in placed:
+    for _, sprite, at in placed:
         picture.paste(sprite, at, sprite)
         solid = _solid(sprite)
         silhouette = _silhouette(solid, at, size)

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from ferret_mlx.tokenizer import Tokenizer
 
+from .align import init_projector, init_words
 from .config import TwinConfig
 from .data import SceneStream, normalise
 from .layout import read_released, write_released
@@ -22,6 +23,7 @@ from .model import Twin
 from .objective import answer_states, figures, token_loss
 from .pretrain import schedule
 from .samples import ConversationSample, collate, prefix_ids
+from .vision import DenseHeads
 from .vocabulary import write_tokenizer
 
 
@@ -46,26 +48,15 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-@torch.no_grad()
-def init_numbers(twin: Twin, numbers: range) -> None:
-    """Numbers start on a smooth curve: near values have near embeddings and near logits."""
-    value = torch.arange(len(numbers))[:, None] / len(numbers)
-    wave = torch.arange(1, 17)[None] * torch.pi
-    code = torch.cat([torch.cos(value * wave), torch.sin(value * wave)], -1)
-    width = twin.config.hidden_size
-    for table in (twin.llama.model.embed_tokens.weight, twin.llama.lm_head.weight):
-        spread = torch.randn(code.shape[1], width) * 0.06 / code.shape[1] ** 0.5
-        table[numbers.start : numbers.stop] = code @ spread + 0.01 * torch.randn(len(numbers), width)
-
-
 def build(args, tokenizer: Tokenizer, numbers: range) -> Twin:
     if args.init:
         return read_released(args.init).train()
     twin = Twin(TwinConfig(vocab_size=len(tokenizer), region_token_id=tokenizer.region_token_id))
-    init_numbers(twin, numbers)
-    parts = torch.load(args.vision, weights_only=True, map_location="cpu")["parts"]
-    tower = {k.removeprefix("0."): v for k, v in parts.items() if k.startswith("0.")}
-    twin.tower.load_state_dict(tower)
+    heads = DenseHeads(twin.config.vision_width)
+    parts = torch.nn.ModuleList([twin.tower, heads])
+    parts.load_state_dict(torch.load(args.vision, weights_only=True, map_location="cpu")["parts"])
+    init_words(twin, numbers)
+    init_projector(twin, heads, tokenizer)
     return twin
 
 
@@ -128,7 +119,9 @@ def main() -> None:
         finished = step + 1 == args.steps or done >= 1
         if (step + 1) % args.save_every == 0 or finished:
             state = {"twin": twin.state_dict(), "optimizer": optimizer.state_dict()}
-            torch.save(state | {"step": step + 1, "seconds": time.time() - began}, args.out / "new.pt")
+            torch.save(
+                state | {"step": step + 1, "seconds": time.time() - began}, args.out / "new.pt"
+            )
             (args.out / "new.pt").rename(saved)
         if finished:
             break

@@ -1,4 +1,4 @@
-"""ferret-tiny's SentencePiece vocabulary and tokenizer files: ``python -m reference.vocabulary DIR``.
+"""ferret-tiny's SentencePiece vocabulary and files: ``python -m reference.vocabulary DIR``.
 
 A unigram model written down piece by piece, not trained: the words of the template and of the
 conversations, every number from 0 to 999 as one piece (so a box costs nine tokens), ", " before a
@@ -22,21 +22,33 @@ from .glyphs import NAMES, plural, with_article
 
 SPACE = "\u2581"
 REGION_TOKEN = "<region_fea>"
-COMMON = (
-    "a about all also and any are as at be before behind between big black blue both bottom brown but by can "
-    "center color corner could describe do does down each explain first for front from give go good green "
-    "grey has have here his how i if in inside into is it its kind large last left like line little look made "
-    "many may me middle more most my near new next no not number object objects of off old on one only or "
-    "orange other out over part people person picture pink place please purple red right same scene see she "
-    "shape show side small some than thank that the their them then there these they thing things this those "
-    "to top two under up use very was we were what when where which white who why will with would yellow yes "
-    "you your image animal animals food fruit vehicle plant face box boxes region coordinates three four "
-    "five six seven eight purpose detail relationship holding wearing biggest smallest top"
-).split()
-PUNCTUATION = ". , ? ! : ; ' \" ( ) [ ] - / & % + = * # @ _ < > $".split()
+COMMON = """
+    a about all also and any are as at be before behind between big black blue both bottom
+    brown but by can center color corner could describe do does down each explain first for
+    front from give go good green grey has have here his how i if in inside into is it its
+    kind large last left like line little look made many may me middle more most my near new
+    next no not number object objects of off old on one only or orange other out over part
+    people person picture pink place please purple red right same scene see she shape show
+    side small some than thank that the their them then there these they thing things this
+    those to top two under up use very was we were what when where which white who why will
+    with would yellow yes you your image animal animals food fruit vehicle plant face box
+    boxes region coordinates three four five six seven eight purpose detail relationship
+    holding wearing biggest smallest
+"""
+PUNCTUATION = tuple(".,?!:;'\"()[]-/&%+=*#@_<>$")
 
 
-QUESTIONS = (*c.NAME, *c.NAME_AND_BOX, *c.LIST, *c.RELATE, *c.FIND, *c.ANY, *c.IS_IT, *c.FIND_ALL, *c.COUNT)
+QUESTIONS = (
+    *c.NAME,
+    *c.NAME_AND_BOX,
+    *c.LIST,
+    *c.RELATE,
+    *c.FIND,
+    *c.ANY,
+    *c.IS_IT,
+    *c.FIND_ALL,
+    *c.COUNT,
+)
 
 
 def _words() -> list[str]:
@@ -49,8 +61,8 @@ def _words() -> list[str]:
     said = [f"{with_article(n)} {with_article(n).capitalize()} The {n} the {n} is" for n in NAMES]
     said += ["left of right of above below Yes No USER ASSISTANT"] * 50
     said += [n + " " + n.capitalize() for n in c.NUMBERS]
-    text = " ".join([*asked, *said, *[TEMPLATES["v1"].system] * 50, *COMMON])
-    text += " " + " ".join(w.capitalize() for w in COMMON)
+    text = " ".join([*asked, *said, *[TEMPLATES["v1"].system] * 50, COMMON])
+    text += " " + COMMON.title()
     return [w for w, _ in Counter(re.findall(r"[A-Za-z]+", text)).most_common()]
 
 
@@ -101,7 +113,10 @@ def write_tokenizer(folder: Path) -> None:
     (folder / "tokenizer.model").write_bytes(build_model())
     count = 3 + 256 + len(pieces())
     mark = {"lstrip": False, "normalized": True, "rstrip": False, "single_word": False}
-    named = {f"{n}_token": {"content": t, **mark} for n, t in (("bos", "<s>"), ("eos", "</s>"), ("unk", "<unk>"))}
+    named = {
+        f"{n}_token": {"content": t, **mark}
+        for n, t in (("bos", "<s>"), ("eos", "</s>"), ("unk", "<unk>"))
+    }
     typed = {key: {"__type": "AddedToken", **value} for key, value in named.items()}
     settings = {
         "add_bos_token": True, "add_eos_token": False, "clean_up_tokenization_spaces": False,

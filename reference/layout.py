@@ -96,8 +96,13 @@ def write_released(twin: Twin, folder: Path, tokenizer: Path, dtype=torch.float1
     }
     for name, content in files.items():
         (folder / name).write_text(json.dumps(content, indent=2) + "\n")
+    copy_tokenizer(tokenizer, folder)
+
+
+def copy_tokenizer(source: Path, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
     for name in TOKENIZER_FILES:
-        shutil.copyfile(tokenizer / name, folder / name)
+        shutil.copyfile(source / name, folder / name)
 
 
 def _add_unused_layer(tower: dict[str, torch.Tensor], config: TwinConfig) -> None:

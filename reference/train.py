@@ -18,7 +18,7 @@ from ferret_mlx.tokenizer import Tokenizer
 from .align import init_projector, init_words
 from .config import TwinConfig
 from .data import SceneStream, normalise
-from .layout import read_released, write_released
+from .layout import copy_tokenizer, read_released, write_released
 from .model import Twin
 from .objective import answer_states, figures, token_loss
 from .pretrain import schedule
@@ -65,7 +65,11 @@ def main() -> None:
     torch.manual_seed(args.seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     folder = args.out / "tokenizer"
-    write_tokenizer(folder)
+    if not folder.exists():  # never anew: other ids for the same pieces would go unnoticed
+        if args.init:
+            copy_tokenizer(args.init, folder)
+        else:
+            write_tokenizer(folder)
     tokenizer = Tokenizer(folder)
     zero = tokenizer.get_vocab()["0"]
     numbers = range(zero, zero + 1000)

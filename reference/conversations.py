@@ -53,9 +53,14 @@ RELATE = (
 )  # fmt: skip
 
 
+TURN_KINDS = (
+    "name", "find", "yes_no", "is_it", "name_box", "list", "find_all", "count", "relate",
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Turn:
-    """``kind`` names the question for statistics; ``target``: the object asked about, if one."""
+    """``kind``: one of TURN_KINDS; ``target``: the object asked about, if one."""
 
     kind: str
     question: str

@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import DynamicCache
 
+from .conversations import TURN_KINDS
 from .model import Twin
 
 
@@ -65,12 +66,21 @@ def token_loss(logits: Tensor, targets: Tensor, numbers: range, spread: float) -
 
 
 @torch.no_grad()
-def figures(logits: Tensor, targets: Tensor, numbers: range) -> dict[str, float]:
-    """Share of words that are right, mean distance of numbers in canvas units."""
-    best = logits.argmax(-1)
+def figures(logits: Tensor, targets: Tensor, batch: dict, numbers: range) -> dict[str, float]:
+    """Per kind of turn the share of answers whose every word is right, and how far its numbers
+    are off on the mean, in canvas units (earlier words and numbers of the answer being given)."""
+    best, answer = logits.argmax(-1), batch["answer"]
+    row = torch.arange(len(answer), device=answer.device)[:, None]
+    turn, kind = (row * 1000 + batch["turn"])[answer], batch["kind"][answer]
     is_number = (targets >= numbers.start) & (targets < numbers.stop)
-    off = (best - targets)[is_number].abs().clamp(max=1000).float()
-    return {
-        "words": (best == targets)[~is_number].float().mean().item(),
-        "off": off.mean().item() if len(off) else 0.0,
-    }
+    right = (best == targets) | is_number
+    off = (best - targets).abs().clamp(max=1000).float()
+    found = {}
+    for index, name in enumerate(TURN_KINDS):
+        mine = kind == index
+        if mine.any():
+            count = len(turn[mine].unique())
+            found[name] = 1 - len(turn[mine & ~right].unique()) / count
+        if (mine & is_number).any():
+            found[f"{name}_off"] = off[mine & is_number].mean().item()
+    return found

@@ -13,7 +13,7 @@ from ferret_mlx.prompt import IMAGE_TOKEN_INDEX, build_prompt, tokenize_prompt
 from ferret_mlx.regions import sample_points
 from ferret_mlx.tokenizer import Tokenizer
 
-from .conversations import Turn, converse
+from .conversations import TURN_KINDS, Turn, converse
 from .data import pixels_of
 from .scenes import Scene
 
@@ -24,6 +24,7 @@ class Sample:
     ids: np.ndarray  # (T,) tokens after the image
     answer: np.ndarray  # (T,) bool: the token belongs to an answer and is learnt
     turn: np.ndarray  # (T,) from 1; 0 is the image
+    kind: np.ndarray  # (T,) index into TURN_KINDS
     position: np.ndarray  # (T,) counted from the end of the image
     points: np.ndarray  # (R, 512, 2), in the order of the region tokens
     chained: bool  # turns see the earlier ones
@@ -45,7 +46,7 @@ class ConversationSample:
         if self._tokenizer is None:  # made in the worker process
             self._tokenizer = Tokenizer(self.folder)
         chained = rng.random() < self.chained
-        ids, answer, number, position = [], [], [], []
+        ids, answer, number, kind, position = [], [], [], [], []
         points: list[np.ndarray] = []
         for turn in converse(scene, rng, self.turns):
             first = not chained or not ids
@@ -58,6 +59,7 @@ class ConversationSample:
             ids += asked + said
             answer += [False] * len(asked) + [True] * len(said)
             number += [index] * length
+            kind += [TURN_KINDS.index(turn.kind)] * length
             position += range(start, start + length)
             order = self._order(turn)
             points += [sample_points(turn.regions[i].mask(scene.size), rng) for i in order]
@@ -66,6 +68,7 @@ class ConversationSample:
             np.array(ids),
             np.array(answer),
             np.array(number),
+            np.array(kind),
             np.array(position),
             np.array(points, np.float32).reshape(-1, 512, 2),
             chained,
@@ -102,6 +105,7 @@ def collate(samples: list[Sample]) -> dict[str, torch.Tensor]:
         "ids": padded([s.ids for s in samples], 0),
         "answer": padded([s.answer for s in samples], False),
         "turn": padded([s.turn for s in samples], -1),
+        "kind": padded([s.kind for s in samples], -1),
         "position": padded([s.position for s in samples], 0),
         "chained": torch.tensor([s.chained for s in samples]),
         "points": torch.from_numpy(np.concatenate([s.points for s in samples])),

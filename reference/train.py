@@ -26,6 +26,8 @@ from .samples import ConversationSample, collate, prefix_ids
 from .vision import DenseHeads
 from .vocabulary import write_tokenizer
 
+SHOWN = ("loss", "name", "yes_no", "find_off", "count", "relate")
+
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
@@ -114,10 +116,13 @@ def main() -> None:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(twin.parameters(), 1.0)
         optimizer.step()
-        for name, value in {"loss": loss.item(), **figures(logits, targets, numbers)}.items():
+        for name, value in {
+            "loss": loss.item(),
+            **figures(logits, targets, batch, numbers),
+        }.items():
             average[name] = 0.97 * average.get(name, value) + 0.03 * value
         if step % 25 == 0:
-            bar.set_postfix({k: f"{v:.3f}" for k, v in average.items()}, refresh=False)
+            bar.set_postfix({k: f"{average[k]:.3f}" for k in SHOWN if k in average}, refresh=False)
             with (args.out / "log.jsonl").open("a") as log:
                 log.write(json.dumps({"step": step, "s": round(seconds), **average}) + "\n")
         finished = step + 1 == args.steps or done >= 1

@@ -17,21 +17,18 @@ from .geometry import sampling_indices
 
 
 class Aggregation(nn.Module):
-    """The released 1x1 convolution over neighbours (here a Linear), ReLU and layer norm."""
+    """Parameters of a block's 1x1 convolution (here a Linear) and of its layer norm."""
 
     def __init__(self, input_dims: int, output_dims: int):
         super().__init__()
         self.net = [nn.Linear(input_dims, output_dims)]
         self.norm = nn.LayerNorm(output_dims, eps=1e-5)
 
-    def __call__(self, x: mx.array) -> mx.array:
-        return self.norm(nn.relu(self.net[0](x)).astype(mx.float32))
-
 
 class RegionSampler(nn.Module):
     """Pools the image features around a region's points into one vector of the LLM's width.
 
-    Coordinates, differences and layer norms are float32, matrix products follow the weights.
+    The blocks compute in float32, the two projections at the end in the weights' dtype.
     Parameters carry the released names after `region_geo_sampler.`.
     """
 
@@ -104,16 +101,37 @@ class RegionSampler(nn.Module):
         """One block: (R, N, 2) points and (R, N, C) features -> (R, M, 2) and (R, M, C).
 
         centers: (R, M) and neighborhood: (R, M, K), both indices into N.
+
+        With l = [feature, x, y] of a neighbour and a = that of the kept point, each pair gives
+        LayerNorm(ReLU(conv([diff(l - a), a]))), of which the maximum (or mean) over K is kept.
         """
-        region = mx.arange(points.shape[0])[:, None]
-        local = mx.concatenate([x, points], axis=-1)
-        anchor = local[region, centers][:, :, None]  # (R, M, 1, C + 2)
-        difference = local[region[..., None], neighborhood] - anchor  # (R, M, K, C + 2)
-        projected = self.diff_projector_list[stage](difference.astype(self.dtype))
-        anchor = mx.broadcast_to(anchor.astype(self.dtype), projected.shape)
-        pooled = self.agg_projector_list[stage](mx.concatenate([projected, anchor], axis=-1))
-        pooled = pooled.max(axis=2) if self.config.pooler_mode == "max" else pooled.mean(axis=2)
-        return points[region, centers], pooled
+        near, anchor = self._linear_parts(stage, mx.concatenate([x, points], axis=-1))
+        norm = self.agg_projector_list[stage].norm
+        pooled = []
+        # A region at a time: all pairs of many regions would take gigabytes at full size.
+        for region in range(points.shape[0]):
+            kept = centers[region]
+            # (M, K, C) + (M, 1, C)
+            pairs = near[region, neighborhood[region]] + anchor[region, kept][:, None]
+            pairs = norm(nn.relu(pairs))
+            pooled.append(pairs.max(axis=1) if self.config.pooler_mode == "max" else pairs.mean(1))
+            mx.async_eval(pooled[-1])
+        return mx.take_along_axis(points, centers[..., None], axis=1), mx.stack(pooled)
+
+    def _linear_parts(self, stage: int, local: mx.array) -> tuple[mx.array, mx.array]:
+        """(R, N, C + 2) float32 -> what a point adds to a pair as neighbour, and as kept point.
+
+        Up to the ReLU a block is linear. With conv = [A1 | A2] and diff = (W, b):
+        conv([diff(l - a), a]) = A1 W l + (A2 a - A1 W a + A1 b + bias), so both maps are applied
+        to each point once, not to each pair. The two parts nearly cancel: float32 in any case.
+        """
+        diff, conv = self.diff_projector_list[stage], self.agg_projector_list[stage].net[0]
+        diff_weight, diff_bias, weight, bias = (
+            value.astype(mx.float32) for value in (diff.weight, diff.bias, conv.weight, conv.bias)
+        )
+        first, second = mx.split(weight, 2, axis=1)
+        near = local @ (first @ diff_weight).T
+        return near, local @ second.T - near + (first @ diff_bias + bias)
 
     def _check_shapes(self, features: mx.array, region_points: mx.array) -> None:
         expected = (1, self.grid[0] * self.grid[1], self.width)

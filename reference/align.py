@@ -31,14 +31,14 @@ def _mixing(width: int) -> Tensor:
 
 @torch.no_grad()
 def init_words(twin: Twin, numbers: range) -> None:
-    """Embeddings of norm about 1; numbers on a smooth curve; the output head starts as a copy."""
+    """Embeddings of norm about 1; numbers on a smooth curve; the output head starts alike."""
     table = twin.llama.model.embed_tokens.weight
     width = table.shape[1]
     table.normal_(0, width**-0.5)
     code = number_code(torch.arange(len(numbers)) / len(numbers)) @ _mixing(width)
     table[numbers.start : numbers.stop] *= 0.2
     table[numbers.start : numbers.stop] += code
-    twin.llama.lm_head.weight.copy_(table)
+    twin.llama.lm_head.weight.copy_(0.5 * table)
 
 
 def _sample_features(twin: Twin, count: int = 32) -> Tensor:

@@ -131,7 +131,9 @@ def _predicate(model: Model, options: Quantization) -> Predicate:
         inner = path.removeprefix("language_model.")
         if inner != path:
             return in_language_model(inner, module)
-        # Positions are added as they are, not looked up.
-        return options.vision and not path.endswith("position_embedding")
+        # Used as plain arrays: positions are added, not looked up, and the sampler splits the maps
+        # of its blocks (whose odd width C + 2 would hardly ever fit a group anyway).
+        plain = path.endswith("position_embedding") or "_projector_list." in path
+        return options.vision and not plain
 
     return predicate

@@ -115,7 +115,7 @@ class RegionSampler(nn.Module):
             pairs = near[region, neighborhood[region]] + anchor[region, kept][:, None]
             pairs = norm(nn.relu(pairs))
             pooled.append(pairs.max(axis=1) if self.config.pooler_mode == "max" else pairs.mean(1))
-            mx.async_eval(pooled[-1])
+            mx.async_eval(pooled[-1])  # left lazy, the regions' pairs would come to life together
         return mx.take_along_axis(points, centers[..., None], axis=1), mx.stack(pooled)
 
     def _linear_parts(self, stage: int, local: mx.array) -> tuple[mx.array, mx.array]:

@@ -118,6 +118,12 @@ def test_equal_seeds_give_equal_answers(ask):
     assert [chunk.token for chunk in ask(**SAMPLED, seed=4)] != first
 
 
+def test_seed_of_generate(parity_model, processor, image):
+    args = (parity_model, processor, image, QUESTION, REGION)
+    answers = [generate(*args, **SAMPLED, top_p=0.9, seed=seed) for seed in (5, 5, 6)]
+    assert answers[0] == answers[1] != answers[2]
+
+
 def test_seed_draws_the_points(processor, image):
     points = [processor(image, QUESTION, REGION, seed=seed).region_points for seed in (0, 0, 1)]
     assert mx.array_equal(points[0], points[1])

@@ -143,3 +143,17 @@ def test_mlx_lm_quantizes_the_language_model_only(parity):
     assert "language_model.lm_head" in quantized
     assert "language_model.model.embed_tokens" in quantized
     assert all(name.startswith("language_model.") for name in quantized)
+
+
+def test_region_sampler_can_be_replaced_by_a_function(parity_model, case):
+    """How benchmarks ask what region vectors are worth; MLX modules treat attributes specially."""
+    plain = parity_model.embed_inputs(**case)
+    sampler = parity_model.region_sampler
+    parity_model.region_sampler = lambda *inputs: mx.zeros_like(sampler(*inputs))
+    try:
+        zeroed = parity_model.embed_inputs(**case)
+    finally:
+        parity_model.region_sampler = sampler
+    changed = np.array(mx.any(plain != zeroed, axis=-1)[0])
+    assert changed.sum() == 3 and not np.array(zeroed[0])[changed].any()
+    assert mx.array_equal(parity_model.embed_inputs(**case), plain)

@@ -27,9 +27,9 @@ COLUMNS = {
     "same answers": "same answers as the first row",
 }
 DATA = (
-    "Only drawn scenes: up to 7 glyphs of Noto Color Emoji on procedural backgrounds, and questions "
-    "and answers written by templates (`reference/scenes.py`, `reference/conversations.py`). "
-    "Training, test and example scenes come from different random streams."
+    "Only drawn scenes: up to 7 glyphs of Noto Color Emoji on procedural backgrounds, with "
+    "questions and answers written by templates (`reference/scenes.py`, "
+    "`reference/conversations.py`). Training, test and example scenes come from different random streams."
 )
 
 FRONT = """\
@@ -65,8 +65,8 @@ one lies from another and answers yes or no, in the wording of its training ques
 {names}.
 
 It has never seen a photograph or any other object, and answers in these words whatever it is
-shown. Boxes are as fine as {size} pixels allow. Most questions of its training were first questions;
-in a fifth of the pictures the questions formed one conversation.
+shown. Boxes are as fine as {size} pixels allow. Most questions of its training were first
+questions; in a fifth of the pictures the questions formed one conversation.
 """
 
 

@@ -29,7 +29,8 @@ COLUMNS = {
 DATA = (
     "Only drawn scenes: up to 7 glyphs of Noto Color Emoji on procedural backgrounds, with "
     "questions and answers written by templates (`reference/scenes.py`, "
-    "`reference/conversations.py`). Training, test and example scenes come from different random streams."
+    "`reference/conversations.py`). Training, test and example scenes come from different "
+    "random streams."
 )
 
 FRONT = """\

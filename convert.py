@@ -1,6 +1,6 @@
 """Convert a released Ferret checkpoint to an MLX folder: python convert.py --help"""
 
-from ferret_mlx.convert import main
+from ferret_mlx.cli import convert_main
 
 if __name__ == "__main__":
-    main()
+    convert_main()

@@ -62,7 +62,7 @@ class Checkpoint:
 
     def _file(self, name: str) -> TensorFile:
         if name not in self._where:
-            raise ValueError(f"{self.path} holds no tensor {name}")
+            raise ValueError(f"{self.path} holds no tensor {name}.")
         return self._where[name]
 
 
@@ -74,7 +74,7 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is not a folder; give the folder of a checkpoint")
+        raise FileNotFoundError(f"{folder} is not a folder; give the folder of a checkpoint.")
     for layout in _LAYOUTS:
         path = folder / layout
         if path.is_file():
@@ -83,9 +83,14 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
     if shards:
         raise FileNotFoundError(
             f"{folder} holds shards ({shards[0]}, ...) but no index; "
-            "copy the checkpoint's .index.json file too"
+            "copy the checkpoint's .index.json file too."
         )
-    raise FileNotFoundError(f"{folder} holds no checkpoint; expected one of {', '.join(_LAYOUTS)}")
+    raise FileNotFoundError(f"{folder} holds no checkpoint; expected one of {', '.join(_LAYOUTS)}.")
+
+
+def is_buffer(name: str) -> bool:
+    """Tensors that older versions of transformers stored although they follow from the config."""
+    return name.endswith(("rotary_emb.inv_freq", "embeddings.position_ids"))
 
 
 def _open_single(path: Path) -> Checkpoint:
@@ -96,13 +101,16 @@ def _open_single(path: Path) -> Checkpoint:
 def _open_sharded(index: Path) -> Checkpoint:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise ValueError(f"{index} has no weight_map; copy it again")
+        raise ValueError(f"{index} has no weight_map; copy it again.")
     for name, shard in weight_map.items():
         # A shard lies beside its index: an index must not lead anywhere else.
         if not isinstance(shard, str) or Path(shard).name != shard:
-            raise ValueError(f"{index}: {name} lies in {shard!r}, expected a plain file name")
+            raise ValueError(
+                f"{index}: {name} lies in {shard!r}, expected the name of a file beside the index; "
+                "copy it again."
+            )
         if not (index.parent / shard).is_file():
-            raise ValueError(f"{index.parent} lacks {shard}, which holds {name}; copy it too")
+            raise ValueError(f"{index.parent} lacks {shard}, which holds {name}; copy it too.")
 
     files: dict[str, TensorFile] = {}
     try:
@@ -120,16 +128,21 @@ def _open_sharded(index: Path) -> Checkpoint:
 def _compare(index: Path, shard: str, weight_map: dict[str, str], names: list[str]) -> None:
     listed = {name for name, file in weight_map.items() if file == shard}
     if missing := sorted(listed - set(names)):
-        raise ValueError(f"{index.parent / shard} lacks {missing[0]}, which {index.name} lists")
+        raise ValueError(
+            f"{index.parent / shard} lacks {missing[0]}, which {index.name} lists; copy both again."
+        )
     if extra := sorted(set(names) - listed):
-        raise ValueError(f"{index.parent / shard} holds {extra[0]}, which {index.name} does not")
+        raise ValueError(
+            f"{index.parent / shard} holds {extra[0]}, which {index.name} does not list; "
+            "copy both again."
+        )
 
 
 def _open_file(path: Path) -> TensorFile:
     with path.open("rb") as file:
         start = file.read(64)
     if start.startswith(b"version https://git-lfs"):
-        raise ValueError(f"{path} is a Git LFS pointer, not the weights; run: git lfs pull")
+        raise ValueError(f"{path} is a Git LFS pointer, not the weights; run git lfs pull there.")
     if path.suffix == ".safetensors":
         return SafetensorsFile(path)
     if start.startswith(b"PK\x03\x04"):
@@ -137,6 +150,6 @@ def _open_file(path: Path) -> TensorFile:
     if start.startswith(b"\x80"):
         raise ValueError(
             f"{path} is in PyTorch's format from before 1.6 (not a zip archive), which can run "
-            "code; save it again with a current torch.save, or as safetensors"
+            "code; save it again with a current torch.save, or as safetensors."
         )
-    raise ValueError(f"{path} is not a PyTorch checkpoint (zip archive); copy it again")
+    raise ValueError(f"{path} is not a PyTorch checkpoint (zip archive); copy it again.")

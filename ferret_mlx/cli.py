@@ -1,4 +1,4 @@
-"""The command line that asks: ``generate.py``."""
+"""The command lines: ``generate.py``, which asks, and the entry of ``convert.py``."""
 
 from __future__ import annotations
 
@@ -73,6 +73,15 @@ def generate_main(argv: Sequence[str] | None = None) -> None:
         sys.exit(INTERRUPTED)
 
 
+@run_command
+def convert_main(argv: Sequence[str] | None = None) -> None:
+    """Convert a checkpoint as the arguments say; exits with 2 on bad input, 130 on Ctrl-C."""
+    # Imports mlx_lm, which takes seconds: inside, so that Ctrl-C ends it without a traceback.
+    from .convert import main
+
+    main(argv)
+
+
 def _check_inputs(args: argparse.Namespace) -> tuple[Image.Image, list[Region], list[str]]:
     """All that can be refused without the model, which takes seconds to load."""
     from .image import open_image
@@ -94,13 +103,15 @@ def _check_inputs(args: argparse.Namespace) -> tuple[Image.Image, list[Region], 
             raise ValueError(f"[region{index}] (--{flag.kind}): {error}") from error
     texts, _ = describe_regions(regions, image.size)
     build_prompt(args.prompt, texts)
-    if args.model is not None:
-        from .hub import find_folder
-        from .processor import Processor
+    from .hub import bundled_model, find_folder
+    from .processor import Processor
 
-        # Config and tokenizer only, to see whether the prompt fits the context.
-        folder = find_folder(args.model, "model", weights=False)
-        Processor.from_folder(folder)(image, args.prompt, regions)
+    # Config and tokenizer only, to see whether the prompt fits the context.
+    if args.model is None:
+        folder = bundled_model()
+    else:
+        folder = find_folder(args.model, "--model", weights=False)
+    Processor.from_folder(folder)(image, args.prompt, regions)
     return image, regions, texts
 
 

@@ -62,20 +62,22 @@ class VisionConfig:
         )
         if config.hidden_size % config.num_attention_heads:
             raise ValueError(
-                f"vision config: hidden_size {config.hidden_size} is no multiple of "
-                f"num_attention_heads {config.num_attention_heads}"
+                f"config.json: vision_config: hidden_size {config.hidden_size} is no multiple of "
+                f"num_attention_heads {config.num_attention_heads}."
             )
         if config.image_size < 2 * config.patch_size:
             raise ValueError(
-                f"vision config: image_size {config.image_size} leaves fewer than 2 x 2 patches "
-                f"of patch_size {config.patch_size}"
+                f"config.json: vision_config: image_size {config.image_size} leaves fewer than "
+                f"2 x 2 patches of patch_size {config.patch_size}."
             )
         if isinstance(select_layer, bool) or not isinstance(select_layer, int):
-            raise ValueError(f"config: mm_vision_select_layer is {select_layer!r}, not an integer")
+            raise ValueError(
+                f"config.json: mm_vision_select_layer is {select_layer!r}, not an integer."
+            )
         if not 0 <= config.layers_used <= config.num_hidden_layers:
             raise ValueError(
-                f"config: mm_vision_select_layer {select_layer} lies outside of the "
-                f"{config.num_hidden_layers} vision layers"
+                f"config.json: mm_vision_select_layer {select_layer} lies outside of the "
+                f"{config.num_hidden_layers} vision layers."
             )
         return config
 
@@ -117,19 +119,21 @@ class FerretConfig:
         _refuse_other_models(values)
         vision_values = values.get("vision_config")
         if not isinstance(vision_values, dict):
-            raise ValueError("config: no vision_config; convert the checkpoint with convert.py")
+            raise ValueError(
+                "config.json: no vision_config; convert the checkpoint with convert.py."
+            )
         vision = VisionConfig.from_dict(vision_values, values.get("mm_vision_select_layer", -2))
         if size(values, "mm_hidden_size", vision.hidden_size) != vision.hidden_size:
             raise ValueError(
-                f"config: mm_hidden_size is {values['mm_hidden_size']} but the vision tower is "
-                f"{vision.hidden_size} wide; they belong to different models"
+                f"config.json: mm_hidden_size is {values['mm_hidden_size']} but the vision tower "
+                f"is {vision.hidden_size} wide; they belong to different models."
             )
         text = _text_fields(values)
         region_token_id = values.get("im_region_fea_token")
         if type(region_token_id) is not int or not 0 <= region_token_id < text["vocab_size"]:
             raise ValueError(
-                f"config: im_region_fea_token is {region_token_id!r}, "
-                f"expected a token id below vocab_size {text['vocab_size']}"
+                f"config.json: im_region_fea_token is {region_token_id!r}, "
+                f"expected a token id below vocab_size {text['vocab_size']}."
             )
         return cls(
             text=text,
@@ -161,7 +165,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is not a folder; give the folder of a Ferret model")
+        raise FileNotFoundError(f"{folder} is not a folder; give the folder of a Ferret model.")
     values = read_json(folder / "config.json")
     tower = folder / "vision_tower"
     if "vision_config" not in values and (tower / "config.json").is_file():
@@ -185,15 +189,17 @@ def vision_entries(tower: str | Path) -> dict[str, Any]:
 def _refuse_other_models(values: dict[str, Any]) -> None:
     if values.get("model_type") != "ferret":
         raise ValueError(
-            f"config: model_type is {values.get('model_type')!r}, expected 'ferret'; "
-            "this is not a Ferret model"
+            f"config.json: model_type is {values.get('model_type')!r}, expected 'ferret'; "
+            "this is not a Ferret model."
         )
     if not values.get("region_geo_sampler", False):
         if values.get("region_fea_adapter"):
             reason = "region features come from a region_fea_adapter (mean of samples)"
         else:
             reason = "region_geo_sampler is not set"
-        raise ValueError(f"config: {reason}; only models with the spatial-aware sampler are read")
+        raise ValueError(
+            f"config.json: {reason}; only models with the spatial-aware sampler are read."
+        )
     choice(values, "mm_vision_select_feature", "patch", ("patch",))
     choice(values, "mm_projector_type", "linear", ("linear",))
     choice(values, "hidden_act", "silu", ("silu",))
@@ -203,7 +209,7 @@ def _text_fields(values: dict[str, Any]) -> dict[str, Any]:
     heads = size(values, "num_attention_heads")
     rope = values.get("rope_parameters") or {}  # transformers 5 puts rope_theta in here
     if not isinstance(rope, dict) or rope.get("rope_type", "default") != "default":
-        raise ValueError(f"config: rope_parameters is {rope!r}, expected rope_type 'default'")
+        raise ValueError(f"config.json: rope_parameters is {rope!r}, expected rope_type 'default'.")
     text: dict[str, Any] = {
         "model_type": "llama",
         "hidden_size": size(values, "hidden_size"),
@@ -224,13 +230,13 @@ def _text_fields(values: dict[str, Any]) -> dict[str, Any]:
         text["head_dim"] = size(values, "head_dim")
     elif text["hidden_size"] % heads:
         raise ValueError(
-            f"config: hidden_size {text['hidden_size']} is no multiple of "
-            f"num_attention_heads {heads}"
+            f"config.json: hidden_size {text['hidden_size']} is no multiple of "
+            f"num_attention_heads {heads}."
         )
     if heads % text["num_key_value_heads"]:
         raise ValueError(
-            f"config: num_attention_heads {heads} is no multiple of "
-            f"num_key_value_heads {text['num_key_value_heads']}"
+            f"config.json: num_attention_heads {heads} is no multiple of "
+            f"num_key_value_heads {text['num_key_value_heads']}."
         )
     return text
 
@@ -240,7 +246,7 @@ def _quantization(values: dict[str, Any]) -> dict[str, Any] | None:
     if quantization is None:
         return None
     if not isinstance(quantization, dict):
-        raise ValueError(f"config: quantization is {quantization!r}, expected an object")
+        raise ValueError(f"config.json: quantization is {quantization!r}, expected an object.")
     size(quantization, "bits")
     size(quantization, "group_size")
     return quantization

@@ -13,8 +13,8 @@ import mlx.core as mx
 from mlx_lm.convert import MODEL_CONVERSION_DTYPES
 from mlx_lm.utils import save_config, save_model
 
-from .errors import ArgumentParser, run_command
-from .hub import find_folder
+from .errors import ArgumentParser
+from .hub import find_folder, reason
 from .model_card import write_model_card
 from .output import new_folder, refuse_existing
 from .quantization import MODES, RECIPES, Quantization, quantize_model_parts
@@ -64,11 +64,11 @@ def convert(
         options = Quantization(q_bits, q_group_size, q_mode, quant_predicate, quantize_vision)
     if dtype is not None and dtype not in MODEL_CONVERSION_DTYPES:
         expected = ", ".join(MODEL_CONVERSION_DTYPES)
-        raise ValueError(f"--dtype is {dtype!r}, expected one of {expected}")
+        raise ValueError(f"--dtype is {dtype!r}, expected one of {expected}.")
 
     folder = find_folder(hf_path, "--hf-path")
     if not (folder / "tokenizer.model").is_file():
-        raise FileNotFoundError(f"{folder} lacks tokenizer.model; copy it from the original model")
+        raise FileNotFoundError(f"{folder} lacks tokenizer.model; copy it from the original model.")
     merged = base_path is not None
     with Source(folder, base_path, vision_tower) as source, new_folder(output) as partial:
         if not merged and source.looks_like_delta():
@@ -111,7 +111,7 @@ def _write_model(
     try:
         save_model(folder, model, donate_model=True)
     except RuntimeError as error:
-        raise ValueError(f"could not write the weights: {error}") from None
+        raise ValueError(f"Could not write the weights: {error}") from None
     save_config(config, folder / "config.json", keep_vision_config=True)
 
 
@@ -154,9 +154,8 @@ def _upload(folder: Path, repo: str) -> None:
         api.create_repo(repo_id=repo, exist_ok=True)
         api.upload_large_folder(folder_path=folder, repo_id=repo, repo_type="model")
     except (HfHubHTTPError, OSError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
-            f"{folder} is written, but the upload to {repo} failed: {reason}"
+            f"{folder} is written, but the upload to {repo} failed: {reason(error)}."
         ) from None
     print(f"uploaded to {repo}", file=sys.stderr)
 
@@ -182,12 +181,11 @@ def parser() -> argparse.ArgumentParser:
     return result
 
 
-@run_command
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command line: `convert.py --help`."""
+    """What `cli.convert_main` runs."""
     args = parser().parse_args(argv)
     asked = (args.q_bits, args.q_group_size, args.q_mode, args.quant_predicate)
     if not args.quantize and (args.quantize_vision or any(value is not None for value in asked)):
-        raise ValueError("options of the quantization were given without -q; add -q")
+        raise ValueError("Quantization options were given without -q; add -q.")
     args.q_mode = args.q_mode or "affine"
     convert(**vars(args))

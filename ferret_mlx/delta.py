@@ -10,7 +10,7 @@ from typing import Protocol
 
 import mlx.core as mx
 
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, is_buffer
 from .tensor_files import TensorInfo
 
 # What Ferret adds to the language model ...
@@ -57,19 +57,18 @@ class MergedCheckpoint:
         return mx.concatenate([delta[: len(base)] + base, delta[len(base) :]])
 
 
-def is_buffer(name: str) -> bool:
-    """Tensors that older versions of transformers stored although they follow from the config."""
-    return name.endswith(("rotary_emb.inv_freq", "embeddings.position_ids"))
-
-
 def _check_names(delta: Checkpoint, base: Checkpoint) -> None:
     for name in delta.names():
         if name not in base and not is_buffer(name) and not name.startswith(_ADDED):
-            raise ValueError(f"{base.path} lacks {name}; it is not the base of {delta.path}")
+            raise ValueError(
+                f"{base.path} lacks {name}; it is not the base of {delta.path}, "
+                "give the one that the delta was made from."
+            )
     for name in base.names():
         if name not in delta and not is_buffer(name):
             raise ValueError(
-                f"{base.path} holds {name}, which {delta.path} lacks; they do not belong together"
+                f"{base.path} holds {name}, which {delta.path} lacks; "
+                "give the base that the delta was made from."
             )
 
 
@@ -79,5 +78,5 @@ def _check_shapes(name: str, delta: Checkpoint, base: Checkpoint) -> None:
     if ours != theirs and not grown:
         raise ValueError(
             f"{name} is {theirs} in {base.path} but {ours} in {delta.path}; "
-            "give the base model that the delta was made from"
+            "give the base model that the delta was made from."
         )

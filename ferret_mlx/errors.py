@@ -25,7 +25,8 @@ class ArgumentParser(argparse.ArgumentParser):
         super().__init__(*args, **kwargs)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(BAD_INPUT, f"{self.prog}: error: {one_line(message)}\n")
+        # argparse ends its own sentences without a full stop.
+        self.exit(BAD_INPUT, f"{self.prog}: error: {one_line(message).rstrip('.')}.\n")
 
 
 def run_command(

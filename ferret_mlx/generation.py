@@ -148,13 +148,13 @@ def _stream(
 
 def _check_options(max_tokens: int, temp: float, top_p: float, seed: int) -> None:
     if not _is_number(max_tokens, int) or max_tokens < 1:
-        raise ValueError(f"max_tokens is {max_tokens!r}, expected a whole number of at least 1")
+        raise ValueError(f"max_tokens is {max_tokens!r}, expected a whole number of at least 1.")
     if not _is_number(temp, int | float) or not 0 <= temp < float("inf"):
-        raise ValueError(f"temp is {temp!r}, expected 0 (greedy) or a positive number")
+        raise ValueError(f"temp is {temp!r}, expected 0 (greedy) or a positive number.")
     if not _is_number(top_p, int | float) or not 0 < top_p <= 1:
-        raise ValueError(f"top_p is {top_p!r}, expected a number above 0 and at most 1")
+        raise ValueError(f"top_p is {top_p!r}, expected a number above 0 and at most 1.")
     if not _is_number(seed, int) or not 0 <= seed < 2**63:
-        raise ValueError(f"seed is {seed!r}, expected a whole number of at least 0")
+        raise ValueError(f"seed is {seed!r}, expected a whole number of at least 0.")
 
 
 def _is_number(value: Any, kind: type | UnionType) -> bool:
@@ -166,7 +166,7 @@ def _cache_options(config: FerretConfig, kv_bits: int | None) -> dict[str, int]:
     if kv_bits is None:
         return {}
     if not _is_number(kv_bits, int) or kv_bits not in KV_BITS:
-        raise ValueError(f"kv_bits is {kv_bits!r}, expected one of {KV_BITS} or None")
+        raise ValueError(f"kv_bits is {kv_bits!r}, expected one of {KV_BITS} or None.")
     text = config.text
     head_dim = text.get("head_dim", text["hidden_size"] // text["num_attention_heads"])
     for group_size in KV_GROUP_SIZES:
@@ -174,5 +174,5 @@ def _cache_options(config: FerretConfig, kv_bits: int | None) -> dict[str, int]:
             return {"kv_bits": kv_bits, "kv_group_size": group_size, "quantized_kv_start": 0}
     raise ValueError(
         f"kv_bits needs attention heads whose width is a multiple of {KV_GROUP_SIZES[-1]}, "
-        f"this model's are {head_dim} wide; leave kv_bits out"
+        f"this model's are {head_dim} wide; leave kv_bits out."
     )

@@ -91,13 +91,13 @@ def _indices(
     given: Sequence[Any], stage: int, name: str, shape: tuple[int, ...], count: int
 ) -> np.ndarray:
     if stage >= len(given):
-        raise ValueError(f"{name} holds {len(given)} arrays, expected one for each block")
+        raise ValueError(f"{name} holds {len(given)} arrays, expected one for each block.")
     indices = np.array(given[stage])
     if indices.shape != shape or not np.issubdtype(indices.dtype, np.integer):
         raise ValueError(
             f"{name}[{stage}] is {indices.dtype} of shape {indices.shape}, "
-            f"expected integers of shape {shape}"
+            f"expected integers of shape {shape}."
         )
     if indices.min() < 0 or indices.max() >= count:
-        raise ValueError(f"{name}[{stage}] has indices outside of 0..{count - 1}")
+        raise ValueError(f"{name}[{stage}] has indices outside of 0..{count - 1}.")
     return indices.astype(np.int32)

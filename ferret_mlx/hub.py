@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from importlib.resources import files
 from pathlib import Path
 
+BUNDLED_MODEL = "models/ferret-tiny"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # Everything of a checkpoint but the weights, and the weights in the formats that are read.
 METADATA_FILES = ("*.json", "tokenizer.model", "README.md")
@@ -26,13 +28,29 @@ def find_folder(name: str | Path, purpose: str, weights: bool = True) -> Path:
     if folder.is_dir():
         return folder
     if folder.exists():
-        raise ValueError(f"{purpose} {name} is a file; give its folder")
+        raise ValueError(f"{name} for {purpose} is a file; give its folder.")
     path_like = isinstance(name, Path) or name.startswith(("/", "./", "../", "~"))
     if path_like or not _HUB_ID.fullmatch(str(name)):
         raise FileNotFoundError(
-            f"{purpose}: there is no folder {name}; give a folder or a Hub id like owner/name"
+            f"There is no folder {name} for {purpose}; give a folder or a Hub id like owner/name."
         )
     return _fetch(str(name), purpose, weights)
+
+
+def bundled_model() -> Path:
+    """The folder of ferret-tiny, which comes with the package. Raises FileNotFoundError."""
+    folder = Path(str(files(__package__) / BUNDLED_MODEL))
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(
+            f"The bundled model is missing ({folder}); install the package again, or name "
+            "a converted model."
+        )
+    return folder
+
+
+def reason(error: Exception) -> str:
+    """One line of the Hub's long errors."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _fetch(hub_id: str, purpose: str, weights: bool) -> Path:
@@ -46,10 +64,9 @@ def _fetch(hub_id: str, purpose: str, weights: bool) -> Path:
     try:
         return Path(snapshot_download(hub_id, allow_patterns=patterns))
     except (HfHubHTTPError, OSError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise FileNotFoundError(
-            f"{purpose}: {hub_id} is no folder here and could not be fetched from the Hub "
-            f"({reason}); download it elsewhere and give its folder"
+            f"{hub_id} for {purpose} is no folder here and could not be fetched from the Hub "
+            f"({reason(error)}); download it elsewhere and give its folder."
         ) from None
 
 

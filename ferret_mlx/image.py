@@ -13,6 +13,8 @@ from typing import TypeAlias
 import numpy as np
 from PIL import Image, ImageOps
 
+from .config import CLIP_MEAN, CLIP_STD
+
 ImageLike: TypeAlias = "str | os.PathLike[str] | Image.Image | np.ndarray"
 
 # Pillow reports a damaged file through all of these, depending on the format.
@@ -70,8 +72,8 @@ def open_image(image: ImageLike, background: int = 255) -> Image.Image:
 def preprocess(
     image: ImageLike,
     size: int,
-    mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073),
-    std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711),
+    mean: tuple[float, ...] = CLIP_MEAN,
+    std: tuple[float, ...] = CLIP_STD,
 ) -> np.ndarray:
     """The pixels the vision tower reads, float32 of shape (size, size, 3).
 

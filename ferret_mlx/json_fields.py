@@ -11,13 +11,13 @@ def read_json(path: str | Path) -> dict[str, Any]:
     """Read a JSON object. Raises FileNotFoundError, or ValueError for anything but an object."""
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; a model folder holds this file")
+        raise FileNotFoundError(f"{path} does not exist; a model folder holds this file.")
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is not readable JSON ({error}); copy the file again") from None
+        raise ValueError(f"{path} is not readable JSON ({error}); copy the file again.") from None
     if not isinstance(value, dict):
-        raise ValueError(f"{path} holds a JSON {type(value).__name__}, expected an object")
+        raise ValueError(f"{path} holds a JSON {type(value).__name__}, expected an object.")
     return value
 
 
@@ -26,28 +26,28 @@ def size(values: dict[str, Any], key: str, default: int | None = None) -> int:
     if value is None:
         value = default
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"config: {key} is {value!r}, expected a positive integer")
+        raise ValueError(f"config.json: {key} is {value!r}, expected a positive integer.")
     return value
 
 
 def number(values: dict[str, Any], key: str, default: float) -> float:
     value = values.get(key, default)
     if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-        raise ValueError(f"config: {key} is {value!r}, expected a positive number")
+        raise ValueError(f"config.json: {key} is {value!r}, expected a positive number.")
     return float(value)
 
 
 def text_value(values: dict[str, Any], key: str, default: str) -> str:
     value = values.get(key, default)
     if not isinstance(value, str):
-        raise ValueError(f"config: {key} is {value!r}, expected a string")
+        raise ValueError(f"config.json: {key} is {value!r}, expected a string.")
     return value
 
 
 def choice(values: dict[str, Any], key: str, default: str, choices: tuple[str, ...]) -> str:
     value = values.get(key, default)
     if value not in choices:
-        raise ValueError(f"config: {key} is {value!r}, expected one of {', '.join(choices)}")
+        raise ValueError(f"config.json: {key} is {value!r}, expected one of {', '.join(choices)}.")
     return value
 
 
@@ -57,6 +57,6 @@ def channels(
     value = values.get(key, default)
     numbers = isinstance(value, list | tuple) and all(type(v) in (int, float) for v in value)
     if not numbers or len(value) != 3 or (key == "image_std" and min(value) <= 0):
-        raise ValueError(f"config: {key} is {value!r}, expected three numbers")
+        raise ValueError(f"config.json: {key} is {value!r}, expected three numbers.")
     red, green, blue = (float(v) for v in value)
     return red, green, blue

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import sys
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten
 from mlx_lm.utils import dequantize_model
 
 from .blas import INSTALL_HINT, preload_openblas
 from .checkpoint import open_checkpoint
-from .config import FerretConfig, read_json
-from .hub import find_folder
-from .model import Model
+from .config import FerretConfig
+from .hub import bundled_model, find_folder
+from .json_fields import read_json
+from .model import Model, check_weights
 from .processor import Processor
 from .tokenizer import Tokenizer
 
-BUNDLED_MODEL = "models/ferret-tiny"
 DEQUANTIZED_LIMIT = 2 * 10**9  # bytes
 
 _blas_hint_given = False
@@ -43,19 +41,19 @@ def load(
     model, damaged or missing weights), with one line that says what to do.
     """
     _hint_at_blas()
-    name = _bundled_model() if path_or_hub_id is None else path_or_hub_id
+    name = bundled_model() if path_or_hub_id is None else path_or_hub_id
     # The config comes alone first: no weights are fetched of a model that is then refused.
-    folder = find_folder(name, "model", weights=False)
+    folder = find_folder(name, "the model", weights=False)
     values = read_json(folder / "config.json")
     if values.get("model_type") == "ferret" and "vision_config" not in values:
         raise ValueError(_convert_first(name))
     config = FerretConfig.from_dict(values)
-    folder = find_folder(name, "model")
+    folder = find_folder(name, "the model")
     tokenizer = Tokenizer(folder)
     if len(tokenizer) > config.text["vocab_size"]:
         raise ValueError(
             f"{folder}: the tokenizer has {len(tokenizer)} tokens, the model "
-            f"{config.text['vocab_size']}; they belong to different models"
+            f"{config.text['vocab_size']}; they belong to different models."
         )
     return _load_model(folder, config, dequantize), Processor(config, tokenizer)
 
@@ -63,7 +61,7 @@ def load(
 def _load_model(folder: Path, config: FerretConfig, dequantize: bool) -> Model:
     if not any(folder.glob("model*.safetensors")):
         raise FileNotFoundError(
-            f"{folder} holds no model*.safetensors; give a folder that convert.py made"
+            f"{folder} holds no model*.safetensors; give a folder that convert.py made."
         )
     # Looks into every file first: mx.load reads lazily and would fail in the middle of an answer.
     with open_checkpoint(folder) as checkpoint:
@@ -77,7 +75,7 @@ def _load_model(folder: Path, config: FerretConfig, dequantize: bool) -> Model:
     weights = model.sanitize(weights)
     if config.quantization is not None:
         quantize_layers(model, config.quantization, weights)
-    _check_weights(folder, model, weights)
+    check_weights(model, weights, folder, "convert the checkpoint again")
     model.load_weights(list(weights.items()), strict=True)
     model.eval()
 
@@ -114,44 +112,16 @@ def quantize_layers(
         )
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"quantization in config.json does not fit the model ({error}); "
-            "convert the checkpoint again"
+            f"config.json: quantization does not fit the model ({error}); "
+            "convert the checkpoint again."
         ) from None
-
-
-def _bundled_model() -> Path:
-    folder = Path(str(files(__package__) / BUNDLED_MODEL))
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(
-            f"the bundled model is missing ({folder}); install the package again, or name "
-            "a converted model"
-        )
-    return folder
 
 
 def _convert_first(name: str | Path) -> str:
     return (
-        f"{name} is a PyTorch checkpoint; convert it first: "
-        f"python convert.py --hf-path {name} --mlx-path OUT"
+        f"{name} is a PyTorch checkpoint; convert it first "
+        f"(python convert.py --hf-path {name} --mlx-path OUT)."
     )
-
-
-def _check_weights(folder: Path, model: Model, weights: dict[str, mx.array]) -> None:
-    expected = dict(tree_flatten(model.parameters()))
-    again = "convert the checkpoint again"
-    if missing := sorted(set(expected) - set(weights)):
-        raise ValueError(
-            f"{folder}: {missing[0]} is missing ({len(missing)} of {len(expected)} tensors are); "
-            + again
-        )
-    if extra := sorted(set(weights) - set(expected)):
-        raise ValueError(f"{folder}: {extra[0]} is no tensor of Ferret ({len(extra)}); {again}")
-    for name, value in expected.items():
-        if weights[name].shape != value.shape:
-            raise ValueError(
-                f"{folder}: {name} has shape {weights[name].shape}, "
-                f"config.json says {value.shape}; {again}"
-            )
 
 
 def _parameter_count(model: Model) -> int:

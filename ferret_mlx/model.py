@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
+from mlx.utils import tree_flatten
 from mlx_lm.models import llama
 
+from .checkpoint import is_buffer
 from .config import FerretConfig
 from .prompt import IMAGE_TOKEN_INDEX
 from .region_sampler import RegionSampler
@@ -24,7 +27,6 @@ _PREFIXES = (
     ("model.", "language_model.model."),
     ("lm_head.", "language_model.lm_head."),
 )
-_BUFFERS = ("rotary_emb.inv_freq", "embeddings.position_ids")
 
 
 class Model(nn.Module):
@@ -86,8 +88,8 @@ class Model(nn.Module):
         region_count = 0 if region_points is None else region_points.shape[0]
         if len(regions_at) != region_count:
             raise ValueError(
-                f"the prompt has {len(regions_at)} <region_fea> but region_points hold "
-                f"{region_count} regions"
+                f"The prompt has {len(regions_at)} <region_fea> but region_points hold "
+                f"{region_count} regions."
             )
         features = self.encode_image(pixel_values)
         rows = self.language_model.model.embed_tokens(
@@ -116,7 +118,7 @@ class Model(nn.Module):
         if ids.ndim != 1 or len(positions) != 1:
             raise ValueError(
                 f"input_ids hold {len(positions)} image placeholders ({IMAGE_TOKEN_INDEX}), "
-                "expected a flat list with one"
+                "expected a flat list with one."
             )
         return int(positions[0])
 
@@ -135,7 +137,7 @@ class Model(nn.Module):
         own_tower = any(name.startswith("vision_model.") for name in weights)
         sanitized = {}
         for name, value in weights.items():
-            if name.endswith(_BUFFERS) or (own_tower and name.startswith("model.vision_tower.")):
+            if is_buffer(name) or (own_tower and name.startswith("model.vision_tower.")):
                 continue
             prefix, ours = next(((p, o) for p, o in _PREFIXES if name.startswith(p)), ("", ""))
             new_name = ours + name.removeprefix(prefix)
@@ -156,3 +158,29 @@ class Model(nn.Module):
             return self.config.text["tie_word_embeddings"]
         layer = name.removeprefix("vision_tower.encoder.layers.")
         return layer != name and int(layer.split(".")[0]) >= self.config.vision.layers_used
+
+
+def check_weights(
+    model: Model, weights: dict[str, mx.array], folder: str | os.PathLike[str], advice: str
+) -> None:
+    """Compare the names and shapes of sanitized weights with the model's, before a strict load.
+
+    Raises ValueError naming `folder`, the first tensor that does not fit, and what to do.
+    """
+    expected = dict(tree_flatten(model.parameters()))
+    if missing := sorted(set(expected) - set(weights)):
+        raise ValueError(
+            f"{folder} lacks {missing[0]} ({len(missing)} of {len(expected)} tensors are missing); "
+            f"{advice}."
+        )
+    if extra := sorted(set(weights) - set(expected)):
+        raise ValueError(
+            f"{folder} holds {extra[0]}, which Ferret does not have ({len(extra)} such tensors); "
+            f"{advice}."
+        )
+    for name, value in expected.items():
+        if weights[name].shape != value.shape:
+            raise ValueError(
+                f"{folder}: {name} has shape {weights[name].shape}, config.json says "
+                f"{value.shape}; {advice}."
+            )

@@ -12,7 +12,7 @@ from pathlib import Path
 def refuse_existing(path: Path) -> None:
     """Raises ValueError when there is anything at `path`, be it an empty folder."""
     if path.exists() or path.is_symlink():
-        raise ValueError(f"{path} exists already; remove it or give another output folder")
+        raise ValueError(f"{path} exists already; remove it or give another output folder.")
 
 
 @contextmanager
@@ -29,7 +29,9 @@ def new_folder(path: Path) -> Iterator[Path]:
         try:
             partial.mkdir(parents=True)
         except (FileExistsError, NotADirectoryError):
-            raise ValueError(f"{path.parent} is not a folder to write to") from None
+            raise ValueError(
+                f"{path.parent} is not a folder to write to; give another output folder."
+            ) from None
         yield partial
         refuse_existing(path)
         partial.rename(path)

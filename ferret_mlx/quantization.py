@@ -43,7 +43,7 @@ class Quantization:
 
     def __post_init__(self) -> None:
         if self.mode not in _MODES:
-            raise ValueError(f"--q-mode is {self.mode!r}, expected one of {', '.join(MODES)}")
+            raise ValueError(f"--q-mode is {self.mode!r}, expected one of {', '.join(MODES)}.")
         group_sizes, bits = _MODES[self.mode]
         for flag, value, known in (
             ("--q-group-size", self.group_size, group_sizes),
@@ -51,16 +51,16 @@ class Quantization:
         ):
             if value is not None and value not in known:
                 choices = ", ".join(str(n) for n in sorted(known))
-                raise ValueError(f"{flag} is {value}, mode {self.mode} has: {choices}")
+                raise ValueError(f"{flag} is {value}, mode {self.mode} has: {choices}.")
         if self.recipe is not None:
             if self.recipe not in RECIPES:
                 raise ValueError(
-                    f"--quant-predicate is {self.recipe!r}, expected one of {', '.join(RECIPES)}"
+                    f"--quant-predicate is {self.recipe!r}, expected one of {', '.join(RECIPES)}."
                 )
             if self.mode != "affine":
                 raise ValueError(
                     f"--quant-predicate {self.recipe} works in mode affine only, --q-mode is "
-                    f"{self.mode!r}; leave one of them out"
+                    f"{self.mode!r}; leave one of them out."
                 )
         # The dataclass is frozen: this is how its own defaults are filled in.
         object.__setattr__(self, "group_size", self.group_size or group_sizes[0])
@@ -99,8 +99,8 @@ def quantize_model_parts(
                 fits += 1
     if not fits:
         raise ValueError(
-            f"no layer's width is a multiple of --q-group-size {options.group_size}; "
-            "choose a smaller one, or convert without -q"
+            f"No layer's width is a multiple of --q-group-size {options.group_size}; "
+            "choose a smaller one, or convert without -q."
         )
     if skipped:
         print(

@@ -136,11 +136,11 @@ class RegionSampler(nn.Module):
     def _check_shapes(self, features: mx.array, region_points: mx.array) -> None:
         expected = (1, self.grid[0] * self.grid[1], self.width)
         if features.shape != expected:
-            raise ValueError(f"features have shape {features.shape}, expected {expected}")
+            raise ValueError(f"features have shape {features.shape}, expected {expected}.")
         count = self.config.num_points
         if region_points.ndim != 3 or region_points.shape[1:] != (count, 2):
             raise ValueError(
-                f"region_points have shape {region_points.shape}, expected (regions, {count}, 2)"
+                f"region_points have shape {region_points.shape}, expected (regions, {count}, 2)."
             )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import struct
 from math import prod
-from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
@@ -40,18 +39,10 @@ _TYPES = {
 class SafetensorsFile(PositionedFile):
     """One .safetensors file, its byte ranges checked against its size."""
 
-    def __init__(self, path: Path):
-        super().__init__(path)
-        try:
-            self._header()
-        except BaseException:
-            self.close()
-            raise
-
-    def _header(self) -> None:
+    def _open(self) -> None:
         length = struct.unpack("<Q", self.bytes_at(0, 8))[0] if self.size >= 8 else 0
         if not 2 <= length <= min(MAX_HEADER, self.size - 8):
-            raise ValueError(f"{self.path} is truncated or not a safetensors file; copy it again")
+            raise ValueError(f"{self.path} is truncated or not a safetensors file; copy it again.")
         try:
             header = json.loads(self.bytes_at(8, length))
             header.pop("__metadata__", None)
@@ -65,17 +56,19 @@ class SafetensorsFile(PositionedFile):
             }
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(
-                f"{self.path}: unreadable safetensors header ({error}); copy it again"
+                f"{self.path}: unreadable safetensors header ({error}); copy it again."
             ) from None
         self._start = 8 + length
         for name, (element, shape, offsets) in self._tensors.items():
             expected = prod(shape) * ITEM_SIZES[element]
             if min(shape, default=0) < 0 or len(offsets) != 2 or offsets[0] < 0:
-                raise ValueError(f"{self.path}: malformed entry of {name}; copy it again")
+                raise ValueError(f"{self.path}: malformed entry of {name}; copy it again.")
             if offsets[1] - offsets[0] != expected:
-                raise ValueError(f"{self.path}: {name} does not have {expected} bytes")
+                raise ValueError(
+                    f"{self.path}: {name} does not have {expected} bytes; copy it again."
+                )
             if self._start + offsets[1] > self.size:
-                raise ValueError(f"{self.path} is truncated: it ends before {name}; copy it again")
+                raise ValueError(f"{self.path} is truncated: it ends before {name}; copy it again.")
 
     def names(self) -> list[str]:
         return list(self._tensors)

@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-from mlx.utils import tree_flatten
 from tqdm import tqdm
 
-from .checkpoint import Checkpoint, open_checkpoint
+from .checkpoint import Checkpoint, is_buffer, open_checkpoint
 from .config import CLIP_MEAN, CLIP_STD, FerretConfig, vision_entries
-from .delta import MergedCheckpoint, Tensors, is_buffer
+from .delta import MergedCheckpoint, Tensors
 from .hub import find_folder
 from .json_fields import read_json
-from .model import Model
+from .model import Model, check_weights
 from .tensor_files import TensorInfo
 
 _TOWER_INSIDE = ("model.vision_tower.", "vision_tower.")
@@ -54,7 +53,7 @@ class Source:
         self.folder = folder
         values = read_json(folder / "config.json")
         if values.get("quantization") is not None:
-            raise ValueError(f"{folder} is quantized already; convert the checkpoint it came from")
+            raise ValueError(f"{folder} is quantized already; convert the checkpoint it came from.")
         with ExitStack() as stack:
             main = stack.enter_context(open_checkpoint(folder))
             tower_folder = _tower_folder(folder, values, main, vision_tower)
@@ -119,24 +118,9 @@ class Source:
         try:
             found = model.sanitize(blank)
         except (ValueError, IndexError) as error:
-            raise ValueError(f"{self.folder}: a tensor has the wrong rank ({error})") from None
-        expected = dict(tree_flatten(model.parameters()))
-        if missing := sorted(set(expected) - set(found)):
-            raise ValueError(
-                f"{self.folder} lacks {missing[0]} ({len(missing)} of {len(expected)} tensors); "
-                "expected a Ferret checkpoint in the released layout"
-            )
-        if extra := sorted(set(found) - set(expected)):
-            raise ValueError(
-                f"{self.folder} holds {extra[0]}, which Ferret does not have ({len(extra)} such "
-                "tensors); expected a Ferret checkpoint in the released layout"
-            )
-        for name, value in expected.items():
-            if found[name].shape != value.shape:
-                raise ValueError(
-                    f"{self.folder}: {name} has shape {found[name].shape}, "
-                    f"config.json says {value.shape}; they belong to different models"
-                )
+            raise ValueError(f"{self.folder}: a tensor has the wrong rank ({error}).") from None
+        advice = "expected a Ferret checkpoint in the released layout"
+        check_weights(model, found, self.folder, advice)
 
 
 def _choose(
@@ -150,7 +134,7 @@ def _choose(
     # A full CLIP checkpoint holds the text model too.
     names = [name for name in tower.names() if name.startswith("vision_model.")]
     if not names:
-        raise ValueError(f"{tower_folder} holds no vision_model.* tensors; give a CLIP checkpoint")
+        raise ValueError(f"{tower_folder} holds no vision_model.* tensors; give a CLIP checkpoint.")
     return where | {name: tower for name in names if not is_buffer(name)}
 
 
@@ -167,7 +151,7 @@ def _tower_folder(
     named = values.get("mm_vision_tower")
     if not isinstance(named, str) or not named:
         raise ValueError(
-            f"{folder} has no vision_tower/ and its config no mm_vision_tower; give --vision-tower"
+            f"{folder} has no vision_tower/ and its config no mm_vision_tower; give --vision-tower."
         )
     return find_folder(named, f"the vision tower of {folder} (or give --vision-tower)")
 

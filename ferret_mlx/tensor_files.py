@@ -57,6 +57,14 @@ class PositionedFile:
         self.path = path
         self._fd = os.open(path, os.O_RDONLY)
         self.size = os.fstat(self._fd).st_size
+        try:
+            self._open()
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self) -> None:
+        """Read, in a subclass, what the file says about its tensors."""
 
     def close(self) -> None:
         if self._fd >= 0:
@@ -67,7 +75,7 @@ class PositionedFile:
         while count > 0:
             chunk = os.pread(self._fd, min(count, _CHUNK), offset)
             if not chunk:
-                raise ValueError(f"{self.path} is truncated; copy it again")
+                raise ValueError(f"{self.path} is truncated; copy it again.")
             yield chunk
             offset += len(chunk)
             count -= len(chunk)

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from sentencepiece import SentencePieceProcessor
 
-REGION_TOKEN = "<region_fea>"
+from .prompt import REGION_TOKEN
+
 _SPACE = "\u2581"
 
 

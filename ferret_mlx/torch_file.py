@@ -5,7 +5,6 @@ from __future__ import annotations
 import struct
 import zipfile
 import zlib
-from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
@@ -29,14 +28,6 @@ class TorchFile(PositionedFile):
     the storage than the tensor needs.
     """
 
-    def __init__(self, path: Path):
-        super().__init__(path)
-        try:
-            self._open()
-        except BaseException:
-            self.close()
-            raise
-
     def _open(self) -> None:
         try:
             with zipfile.ZipFile(self.path) as archive:
@@ -44,25 +35,31 @@ class TorchFile(PositionedFile):
         # zipfile lets a damaged directory surface as any of these.
         except (zipfile.BadZipFile, NotImplementedError, struct.error, OSError, ValueError):
             raise ValueError(
-                f"{self.path} is truncated or damaged (no zip directory); copy it again"
+                f"{self.path} is truncated or damaged (no zip directory); copy it again."
             ) from None
         self._entries = {entry.filename: entry for entry in entries}
         if len(self._entries) < len(entries):
-            raise ValueError(f"{self.path} is damaged: its zip directory repeats a name")
+            raise ValueError(
+                f"{self.path} is damaged: its zip directory repeats a name; copy it again."
+            )
         pickles = [
             name for name in self._entries if name.endswith("/data.pkl") and name.count("/") == 1
         ]
         if len(pickles) != 1:
             raise ValueError(
-                f"{self.path} is a zip archive but not one of torch.save (no data.pkl)"
+                f"{self.path} is a zip archive but not one of torch.save (no data.pkl); "
+                "give a checkpoint."
             )
         self._root = pickles[0].removesuffix("data.pkl")
         if self._root + "constants.pkl" in self._entries:
-            raise ValueError(f"{self.path} is a TorchScript archive; expected a dict of tensors")
+            raise ValueError(f"{self.path} is a TorchScript archive; expected a dict of tensors.")
         if self._root + "byteorder" in self._entries:
             order = self._record("byteorder")
             if order != b"little":
-                raise ValueError(f"{self.path} has byte order {order!r}; only little is read")
+                raise ValueError(
+                    f"{self.path} has byte order {order!r}; "
+                    "save it again on a little-endian machine."
+                )
         data = self._record("data.pkl")
         try:
             self._tensors = read_tensor_dict(data)
@@ -96,12 +93,12 @@ class TorchFile(PositionedFile):
         storage = tensor.storage
         entry = self._entries.get(f"{self._root}data/{storage.key}")
         if entry is None:
-            raise ValueError(f"{self.path} lacks the storage of {name}; copy it again")
+            raise ValueError(f"{self.path} lacks the storage of {name}; copy it again.")
         expected = storage.numel * ITEM_SIZES[storage.element]
         if entry.file_size != expected:
             raise ValueError(
                 f"{self.path}: the storage of {name} has {entry.file_size} bytes, "
-                f"expected {expected}; copy it again"
+                f"expected {expected}; copy it again."
             )
 
     def _locate(self, record: str) -> tuple[zipfile.ZipInfo, int]:
@@ -109,25 +106,33 @@ class TorchFile(PositionedFile):
         entry = self._entries[self._root + record]
         stored = entry.compress_type == zipfile.ZIP_STORED and not entry.flag_bits & 1
         if not stored or entry.compress_size != entry.file_size:
-            raise ValueError(f"{self.path}: record {record} is compressed or encrypted")
+            raise ValueError(
+                f"{self.path}: record {record} is compressed or encrypted; "
+                "save it again with torch.save."
+            )
         header = b""
         if 0 <= entry.header_offset <= self.size - 30:
             header = self.bytes_at(entry.header_offset, 30)
         if not header.startswith(b"PK\x03\x04"):
-            raise ValueError(f"{self.path}: record {record} is not where the directory says")
+            raise ValueError(
+                f"{self.path}: record {record} is not where the directory says; copy it again."
+            )
         name_length, extra_length = struct.unpack("<HH", header[26:30])
         offset = entry.header_offset + 30 + name_length + extra_length
         if offset + entry.file_size > self.size:
-            raise ValueError(f"{self.path} ends within record {record}; copy it again")
+            raise ValueError(f"{self.path} ends within record {record}; copy it again.")
         return entry, offset
 
     def _record(self, record: str) -> bytes:
         entry, offset = self._locate(record)
         if entry.file_size > MAX_HEADER:
-            raise ValueError(f"{self.path}: record {record} has {entry.file_size} bytes, too many")
+            raise ValueError(
+                f"{self.path}: record {record} has {entry.file_size} bytes, "
+                "more than any checkpoint needs."
+            )
         data = self.bytes_at(offset, entry.file_size)
         if zlib.crc32(data) != entry.CRC:
-            raise ValueError(f"{self.path} is damaged: wrong CRC-32 of {record}; copy it again")
+            raise ValueError(f"{self.path} is damaged: wrong CRC-32 of {record}; copy it again.")
         return data
 
     def _read_storage(self, name: str, tensor: TensorRecord, out: memoryview) -> None:
@@ -146,6 +151,6 @@ class TorchFile(PositionedFile):
             position += len(chunk)
         if crc != entry.CRC:
             raise ValueError(
-                f"{self.path} is damaged: wrong CRC-32 of the storage of {name}; copy it again"
+                f"{self.path} is damaged: wrong CRC-32 of the storage of {name}; copy it again."
             )
         self._checked.add(key)

@@ -71,15 +71,15 @@ def read_tensor_dict(data: bytes) -> dict[str, TensorRecord]:
         raise
     # A damaged pickle can fail in any way that the opcodes' operands allow.
     except Exception as error:
-        raise ValueError(f"its pickle is damaged ({type(error).__name__}: {error})") from None
+        raise ValueError(f"its pickle is damaged ({type(error).__name__}: {error}).") from None
     if not isinstance(value, dict):
-        raise ValueError(f"it holds a {type(value).__name__}, expected a dict of tensors")
+        raise ValueError(f"it holds a {type(value).__name__}, expected a dict of tensors.")
     # A pickle may give an OrderedDict attributes of its own, `items` among them.
     records = list(dict.items(value))
     for name, record in records:
         if not isinstance(name, str) or not isinstance(record, TensorRecord):
             kind = type(record).__name__
-            raise ValueError(f"its entry {name!r} is a {kind}; expected a flat dict of tensors")
+            raise ValueError(f"its entry {name!r} is a {kind}; expected a flat dict of tensors.")
     return dict(records)
 
 
@@ -94,19 +94,19 @@ def _rebuild_tensor(
 ) -> TensorRecord:
     numbers = (offset, *shape, *strides)
     if not isinstance(storage, Storage) or any(type(n) is not int or n < 0 for n in numbers):
-        raise ValueError("a tensor's storage, offset, shape or strides are malformed")
+        raise ValueError("a tensor's storage, offset, shape or strides are malformed.")
     record = TensorRecord(storage, offset, tuple(shape), tuple(strides))
     if len(shape) != len(strides) or offset + record.extent > storage.numel:
-        raise ValueError(f"a tensor of shape {record.shape} reaches beyond its storage")
+        raise ValueError(f"a tensor of shape {record.shape} reaches beyond its storage.")
     # Zero strides could otherwise blow a few bytes up to any size.
     if prod(shape) > storage.numel:
-        raise ValueError(f"a tensor of shape {record.shape} repeats elements of its storage")
+        raise ValueError(f"a tensor of shape {record.shape} repeats elements of its storage.")
     return record
 
 
 def _rebuild_parameter(tensor: Any, requires_grad: Any, backward_hooks: Any) -> TensorRecord:
     if not isinstance(tensor, TensorRecord):
-        raise ValueError("a parameter is not built of a tensor")
+        raise ValueError("a parameter is not built of a tensor.")
     return tensor
 
 
@@ -123,17 +123,17 @@ class _TensorUnpickler(pickle.Unpickler):
         if (module, name) not in _KNOWN:
             raise RefusedPickle(
                 f"its pickle names {module}.{name}, which a dict of tensors does not need; "
-                "nothing of it was run, do not load this file elsewhere unless you trust it"
+                "nothing of it was run, do not load this file elsewhere unless you trust it."
             )
         return _KNOWN[module, name]
 
     def persistent_load(self, pid: Any) -> Storage:
         if not isinstance(pid, tuple) or len(pid) != 5 or pid[0] != "storage":
-            raise RefusedPickle("its pickle refers to something other than tensor storage")
+            raise RefusedPickle("its pickle refers to something other than tensor storage.")
         _, kind, key, _location, count = pid
         if not isinstance(kind, StorageType):
-            raise RefusedPickle("its pickle refers to a storage of unknown type")
+            raise RefusedPickle("its pickle refers to a storage of unknown type.")
         # The key becomes part of a record name in the archive.
         if type(key) is not str or not key.isalnum() or type(count) is not int or count < 0:
-            raise ValueError("a storage reference is malformed")
+            raise ValueError("a storage reference is malformed.")
         return Storage(key, kind.element, count)

@@ -107,7 +107,7 @@ class VisionTower(nn.Module):
         size = self.image_size
         if pixel_values.ndim != 4 or pixel_values.shape[1:] != (size, size, 3):
             raise ValueError(
-                f"pixel_values have shape {pixel_values.shape}, expected (B, {size}, {size}, 3)"
+                f"pixel_values have shape {pixel_values.shape}, expected (B, {size}, {size}, 3)."
             )
         pixel_values = pixel_values.astype(self.pre_layrnorm.weight.dtype)
         return self.encoder(self.pre_layrnorm(self.embeddings(pixel_values)))[:, 1:]

@@ -18,7 +18,8 @@ from mlx.utils import tree_flatten
 import ferret_mlx.convert
 from ferret_mlx import load
 from ferret_mlx.checkpoint import open_checkpoint
-from ferret_mlx.convert import convert, main
+from ferret_mlx.cli import convert_main as main
+from ferret_mlx.convert import convert
 from ferret_mlx.delta import MergedCheckpoint
 
 ROOT = Path(__file__).parent.parent
@@ -293,7 +294,7 @@ def test_no_layer_fits_the_group_size(parity, tmp_path, capsys):
     delta, base = parity / "delta" / "delta", parity / "delta" / "base"
     args = ("--hf-path", delta, "--base-path", base, "--mlx-path", tmp_path / "new" / "out")
     error = fails(capsys, *args, "-q", "--q-group-size", "128")
-    assert "no layer's width is a multiple of --q-group-size 128" in error
+    assert "No layer's width is a multiple of --q-group-size 128" in error
     assert os.listdir(tmp_path) == []
 
 

@@ -158,13 +158,13 @@ def test_size_counts_what_dequantizing_will_take(quantized):
 def test_missing_extra_and_misshapen_tensors(folder):
     name = "mm_projector.weight"
     rewrite(folder, lambda weights: weights.pop(name))
-    with pytest.raises(ValueError, match="mm_projector.weight is missing"):
+    with pytest.raises(ValueError, match="lacks mm_projector.weight"):
         load(folder)
     rewrite(folder, lambda weights: weights.update({name: mx.zeros((48, 33))}))
     with pytest.raises(ValueError, match=r"mm_projector.weight has shape \(48, 33\)"):
         load(folder)
     rewrite(folder, lambda weights: weights.update({name: mx.zeros((48, 32)), "x.y": mx.zeros(1)}))
-    with pytest.raises(ValueError, match=r"x\.y is no tensor of Ferret"):
+    with pytest.raises(ValueError, match=r"holds x\.y, which Ferret does not have"):
         load(folder)
 
 
@@ -183,7 +183,7 @@ def test_foreign_weights(folder):
 
 
 def test_released_folders_have_to_be_converted(parity, folder, parity_weights):
-    with pytest.raises(ValueError, match=r"convert it first: python convert\.py --hf-path"):
+    with pytest.raises(ValueError, match=r"convert it first .python convert\.py --hf-path"):
         load(parity / "checkpoint")
     mx.save_safetensors(str(folder / "model.safetensors"), parity_weights)
     with pytest.raises(ValueError, match="convert it first"):
@@ -229,7 +229,7 @@ def test_paths_never_go_to_the_hub(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(hub, "_fetch", lambda *_: pytest.fail("asked the Hub"))
     for given in (name, Path("owner/name")):
-        with pytest.raises(FileNotFoundError, match="there is no folder"):
+        with pytest.raises(FileNotFoundError, match="There is no folder"):
             load(given)
     (tmp_path / "owner" / "name").mkdir(parents=True)
     with pytest.raises(FileNotFoundError, match=r"config\.json"):
@@ -255,6 +255,6 @@ else:
 
 
 def test_bundled_model_that_is_missing(monkeypatch):
-    monkeypatch.setattr(loading, "BUNDLED_MODEL", "models/none")
+    monkeypatch.setattr(hub, "BUNDLED_MODEL", "models/none")
     with pytest.raises(FileNotFoundError, match="bundled model is missing"):
         load()

@@ -8,7 +8,7 @@ from ferret_mlx.prompt import IMAGE_TOKEN_INDEX, build_prompt, tokenize_prompt
 from ferret_mlx.regions import Box, FreeForm, Point
 from ferret_mlx.tokenizer import Tokenizer
 from reference import samples as samples_module
-from reference.conversations import Turn, converse
+from reference.conversations import TURN_KINDS, Turn, converse
 from reference.samples import ConversationSample, Sample, collate, prefix_ids
 from reference.scenes import Scene, compose
 from reference.vocabulary import write_tokenizer
@@ -126,6 +126,7 @@ def test_turn_numbers_and_positions(made):
     for _, turns, s in all_made:
         assert np.unique(s.turn).tolist() == list(range(1, len(turns) + 1))
         assert (np.diff(s.turn) >= 0).all()
+        assert [TURN_KINDS[k] for k in s.kind] == [turns[n - 1].kind for n in s.turn]
         if chained:
             assert s.position.tolist() == list(range(len(s.ids)))
             continue
@@ -211,7 +212,7 @@ def test_collate(folder, scenes, monkeypatch):
     assert batch["answer"].dtype == torch.bool
     for row, s in enumerate(parts):
         n = len(s.ids)
-        for name in ("ids", "answer", "turn", "position"):
+        for name in ("ids", "answer", "turn", "kind", "position"):
             assert batch[name][row, :n].tolist() == getattr(s, name).tolist(), name
         assert not batch["answer"][row, n:].any()
         assert (batch["turn"][row, n:] == -1).all()

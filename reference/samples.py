@@ -94,7 +94,7 @@ class ConversationSample:
 def collate(samples: list[Sample]) -> dict[str, torch.Tensor]:
     """Pads with turn -1; region points of the whole batch in one array with their picture."""
     # Few different lengths, so that compiled code is seldom compiled again.
-    length = -(-max(len(s.ids) for s in samples) // 16) * 16
+    length = -(-max(len(s.ids) for s in samples) // 80) * 80
 
     def padded(values, fill):
         rows = [np.pad(v, (0, length - len(v)), constant_values=fill) for v in values]

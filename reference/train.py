@@ -46,7 +46,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--save-every", type=int, default=250)
-    parser.add_argument("--compile", action="store_true", help="fuse the sampler's pooling")
+    parser.add_argument(
+        "--compile", action="store_true", help="fuse sampler and LLM layers (needs g++)"
+    )
     return parser.parse_args()
 
 
@@ -79,6 +81,8 @@ def main() -> None:
     if args.compile:
         sampler = twin.region_geo_sampler
         sampler._pool = torch.compile(sampler._pool, dynamic=True)
+        for layer in twin.llama.model.layers:
+            layer.forward = torch.compile(layer.forward)
     groups = [{"params": [p for n, p in twin.named_parameters() if not n.startswith("tower.")]}]
     groups[0]["peak"] = args.lr
     if args.vision_lr:

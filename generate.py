@@ -1,6 +1,11 @@
 """Ask a Ferret model about a picture: python generate.py --help"""
 
-from ferret_mlx.cli import generate_main
+import sys
 
 if __name__ == "__main__":
-    generate_main()
+    try:
+        from ferret_mlx.cli import generate_main
+
+        generate_main()
+    except KeyboardInterrupt:  # while modules load; from then on the command handles it
+        sys.exit(130)

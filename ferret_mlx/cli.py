@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 BUNDLED_NOTICE = (
     "note: no --model given, using ferret-tiny, the small model that comes along; for full-size "
-    "weights run convert.py --hf-path DIR --mlx-path OUT once, then add --model OUT"
+    "weights run convert.py --hf-path FERRET --base-path VICUNA --mlx-path OUT once, then add "
+    "--model OUT"
 )
 STROKE_WIDTH = 10.0
 

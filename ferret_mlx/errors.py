@@ -67,7 +67,7 @@ def one_line(message: object) -> str:
 def _fail(error: Exception) -> NoReturn:
     message: object = error
     if isinstance(error, OSError) and error.filename is not None:
-        message = f"{error.filename}: {error.strerror}"
+        message = f"{error.filename}: {error.strerror}."
     program = os.path.basename(sys.argv[0]) or "ferret-mlx"
     print(f"{program}: error: {one_line(message)}", file=sys.stderr)
     sys.exit(BAD_INPUT)

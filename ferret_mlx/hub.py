@@ -43,14 +43,14 @@ def bundled_model() -> Path:
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(
             f"The bundled model is missing ({folder}); install the package again, or name "
-            "a converted model."
+            "the folder of a converted model."
         )
     return folder
 
 
 def reason(error: Exception) -> str:
     """One line of the Hub's long errors."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 def _fetch(hub_id: str, purpose: str, weights: bool) -> Path:

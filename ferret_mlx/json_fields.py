@@ -11,7 +11,9 @@ def read_json(path: str | Path) -> dict[str, Any]:
     """Read a JSON object. Raises FileNotFoundError, or ValueError for anything but an object."""
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; a model folder holds this file.")
+        raise FileNotFoundError(
+            f"{path} does not exist; give a model folder, which holds this file."
+        )
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

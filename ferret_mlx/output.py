@@ -28,9 +28,10 @@ def new_folder(path: Path) -> Iterator[Path]:
     try:
         try:
             partial.mkdir(parents=True)
-        except (FileExistsError, NotADirectoryError):
+        except OSError as error:
             raise ValueError(
-                f"{path.parent} is not a folder to write to; give another output folder."
+                f"{path.parent} is no folder to write to ({error.strerror}); "
+                "give another output folder."
             ) from None
         yield partial
         refuse_existing(path)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ferret_mlx import hub, loading
 from ferret_mlx.cli import generate_main
 from ferret_mlx.config import read_config
 from ferret_mlx.draw import BOX_COLORS, REGION_COLORS
@@ -92,6 +93,20 @@ def test_text_on_stdout_the_rest_on_stderr(ask, capsys):
     output, errors = capsys.readouterr()
     assert output == ANSWER + "\n"
     assert "Loaded" in errors and "generation_tps" in errors
+
+
+def test_bundled_model(parrot, wide, monkeypatch, capsys):
+    """Without --model; a prompt beyond its context is refused before the weights are read."""
+    monkeypatch.setattr(hub, "BUNDLED_MODEL", str(parrot))
+    generate_main(["--image", str(wide), "--prompt", "What is this?"])
+    output, errors = capsys.readouterr()
+    assert output == ANSWER + "\n"
+    assert re.search("no --model given.*full-size weights.*convert.py.*--model OUT", errors)
+    monkeypatch.setattr(loading, "load", lambda *_: pytest.fail("loaded"))
+    with pytest.raises(SystemExit):
+        generate_main(["--image", str(wide), "--prompt", "a " * 300])
+    errors = capsys.readouterr().err
+    assert "context of 400" in errors and errors.count("\n") == 1
 
 
 def test_json_is_the_only_output(ask, parity, capsys):

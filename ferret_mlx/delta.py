@@ -6,8 +6,6 @@ with every case that it would pass over in silence turned into an error.
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import mlx.core as mx
 
 from .checkpoint import Checkpoint, is_buffer
@@ -17,16 +15,6 @@ from .tensor_files import TensorInfo
 _ADDED = ("model.mm_projector.", "model.region_geo_sampler.", "model.vision_tower.")
 # ... and what grows by the tokens that it adds.
 _GROWN = ("model.embed_tokens.weight", "lm_head.weight")
-
-
-class Tensors(Protocol):
-    """What a Checkpoint and a merged delta have in common."""
-
-    def names(self) -> list[str]: ...
-
-    def info(self, name: str) -> TensorInfo: ...
-
-    def read(self, name: str) -> mx.array: ...
 
 
 class MergedCheckpoint:

@@ -12,11 +12,11 @@ from tqdm import tqdm
 
 from .checkpoint import Checkpoint, is_buffer, open_checkpoint
 from .config import CLIP_MEAN, CLIP_STD, FerretConfig, vision_entries
-from .delta import MergedCheckpoint, Tensors
+from .delta import MergedCheckpoint
 from .hub import find_folder
 from .json_fields import read_json
 from .model import Model, check_weights
-from .tensor_files import TensorInfo
+from .tensor_files import TensorInfo, Tensors
 
 _TOWER_INSIDE = ("model.vision_tower.", "vision_tower.")
 # The tower of the released models, for checkpoints that hold its weights but not its config.

@@ -32,20 +32,26 @@ ITEM_SIZES = {
 
 
 class TensorInfo(NamedTuple):
+    """What is known of a tensor before it is read; `dtype` is the one that reading gives."""
+
     shape: tuple[int, ...]
     dtype: mx.Dtype
 
 
-class TensorFile(Protocol):
-    """One open file of named tensors."""
-
-    path: Path
+class Tensors(Protocol):
+    """Named tensors that are read one by one: a file, a checkpoint, a merged delta."""
 
     def names(self) -> list[str]: ...
 
     def info(self, name: str) -> TensorInfo: ...
 
     def read(self, name: str) -> mx.array: ...
+
+
+class TensorFile(Tensors, Protocol):
+    """One open file of named tensors."""
+
+    path: Path
 
     def close(self) -> None: ...
 

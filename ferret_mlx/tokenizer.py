@@ -7,7 +7,6 @@ asks of a tokenizer.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterable
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from sentencepiece import SentencePieceProcessor
 
+from .json_fields import read_json
 from .prompt import REGION_TOKEN
 
 _SPACE = "\u2581"
@@ -114,19 +114,12 @@ def _load_pieces(path: Path) -> SentencePieceProcessor:
 
 
 def _load_added(path: Path) -> dict[str, int]:
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"There is no {path}, which names the id of {REGION_TOKEN}; "
-            f"the folder is not a Ferret checkpoint."
-        )
-    try:
-        added = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not readable JSON ({error}); copy it again.") from error
+    added = read_json(path)
     if (
-        not isinstance(added, dict)
-        or not all(type(index) is int and index >= 0 for index in added.values())
+        not all(type(index) is int and index >= 0 for index in added.values())
         or REGION_TOKEN not in added
     ):
-        raise ValueError(f"{path} must map token texts to ids and hold {REGION_TOKEN}.")
+        raise ValueError(
+            f"{path} must map token texts to ids and hold {REGION_TOKEN}; copy it again."
+        )
     return added

@@ -54,7 +54,8 @@ class SceneStream(IterableDataset):
     def __iter__(self):
         worker = get_worker_info()
         number, step = (self.start + worker.id, worker.num_workers) if worker else (self.start, 1)
-        torch.set_num_threads(1)
+        if worker:
+            torch.set_num_threads(1)
         while True:
             scene = compose(self.split, number)
             if scene.objects:

@@ -30,7 +30,7 @@ def new_folder(path: Path) -> Iterator[Path]:
             partial.mkdir(parents=True)
         except OSError as error:
             raise ValueError(
-                f"{path.parent} is no folder to write to ({error.strerror}); "
+                f"{path.parent} is not a folder to write to ({error.strerror}); "
                 "give another output folder."
             ) from None
         yield partial

@@ -76,7 +76,7 @@ def test_bad_folders(parity, tmp_path):
     shutil.copy(parity / "checkpoint" / "tokenizer.model", tmp_path)
     with pytest.raises(FileNotFoundError, match="added_tokens.json"):
         Tokenizer(tmp_path)
-    for text, message in {"{": "not readable JSON", "{}": "<region_fea>", "[]": "map"}.items():
+    for text, message in {"{": "not readable JSON", "{}": "<region_fea>", "[]": "list"}.items():
         (tmp_path / "added_tokens.json").write_text(text)
         with pytest.raises(ValueError, match=message):
             Tokenizer(tmp_path)

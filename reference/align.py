@@ -41,6 +41,32 @@ def init_words(twin: Twin, numbers: range) -> None:
     twin.llama.lm_head.weight.copy_(0.5 * table)
 
 
+@torch.no_grad()
+def init_attention(twin: Twin) -> None:
+    """Weights at the scale of their width, and two heads of each layer that look for tokens like
+    their own and pass their content on (as trained attention does; arXiv 2305.09828). The rows
+    used are those that rotary positions turn slowest, so that likeness counts at any distance."""
+    width, head = twin.config.hidden_size, twin.config.hidden_size // twin.config.heads
+    slow = [i for i in range(head) if i % (head // 2) >= head // 2 - 14]
+    for layer in twin.llama.model.layers:
+        for name, weight in layer.named_parameters():
+            if weight.dim() == 2:
+                weight.normal_(0, weight.shape[1] ** -0.5)
+                if name.endswith(("o_proj.weight", "down_proj.weight")):
+                    weight *= (2 * twin.config.layers) ** -0.5
+        attention = layer.self_attn
+        alike = torch.linalg.qr(torch.randn(width, width)).Q
+        passed = torch.linalg.qr(torch.randn(width, width)).Q
+        for h in range(2):
+            rows = slice(h * head, (h + 1) * head)
+            look = torch.zeros(head, width)
+            look[slow] = 1.4 * alike[h * len(slow) : (h + 1) * len(slow)]
+            attention.q_proj.weight[rows] = look
+            attention.k_proj.weight[rows] = look
+            attention.v_proj.weight[rows] = passed[rows]
+            attention.o_proj.weight[:, rows] = 0.5 * passed[rows].T
+
+
 def _sample_features(twin: Twin, count: int = 32) -> Tensor:
     stream = SceneStream(
         "train", 0, lambda scene, _: pixels_of(scene.image, twin.config.image_size)

@@ -60,13 +60,17 @@ TURN_KINDS = (
 
 @dataclass(frozen=True)
 class Turn:
-    """``kind``: one of TURN_KINDS; ``target``: the object asked about, if one."""
+    """``kind``: one of TURN_KINDS; ``targets``: the objects asked about, the regions' first."""
 
     kind: str
     question: str
     answer: str
     regions: tuple[Region, ...] = ()
-    target: SceneObject | None = None
+    targets: tuple[SceneObject, ...] = ()
+
+    @property
+    def target(self) -> SceneObject | None:
+        return self.targets[0] if self.targets else None
 
 
 def box_text(box, size) -> str:
@@ -124,7 +128,7 @@ def name(scene: Scene, rng) -> Turn | None:
         return None
     target = _pick(targets, rng)
     answer = with_article(target.name).capitalize() + "."
-    return Turn("name", _pick(NAME, rng), answer, (_region(target, rng),), target)
+    return Turn("name", _pick(NAME, rng), answer, (_region(target, rng),), (target,))
 
 
 def name_and_box(scene: Scene, rng) -> Turn | None:
@@ -133,7 +137,7 @@ def name_and_box(scene: Scene, rng) -> Turn | None:
         return None
     target = _pick(targets, rng)
     answer = f"{with_article(target.name).capitalize()} {box_text(target.box, scene.size)}."
-    return Turn("name_box", _pick(NAME_AND_BOX, rng), answer, (_region(target, rng),), target)
+    return Turn("name_box", _pick(NAME_AND_BOX, rng), answer, (_region(target, rng),), (target,))
 
 
 def find(scene: Scene, rng) -> Turn | None:
@@ -142,7 +146,7 @@ def find(scene: Scene, rng) -> Turn | None:
         return None
     target = _pick(targets, rng)
     answer = f"The {target.name} {box_text(target.box, scene.size)}."
-    return Turn("find", _pick(FIND, rng).format(target.name), answer, (), target)
+    return Turn("find", _pick(FIND, rng).format(target.name), answer, (), (target,))
 
 
 def _boxed_list(objects, scene) -> str:
@@ -196,7 +200,7 @@ def is_it(scene: Scene, rng) -> Turn | None:
         near = others and rng.random() < 0.5
         asked, answer = (_pick(others, rng) if near else _absent(scene, rng)), "No."
     question = _pick(IS_IT, rng).format(with_article(asked))
-    return Turn("is_it", question, answer, (_region(target, rng),), target)
+    return Turn("is_it", question, answer, (_region(target, rng),), (target,))
 
 
 def count(scene: Scene, rng) -> Turn | None:
@@ -226,7 +230,7 @@ def relate(scene: Scene, rng) -> Turn | None:
     else:
         word = "above" if shift[1] < 0 else "below"
     answer = f"The {a.name} is {word} the {b.name}."
-    return Turn("relate", _pick(RELATE, rng), answer, (_region(a, rng), _region(b, rng)))
+    return Turn("relate", _pick(RELATE, rng), answer, (_region(a, rng), _region(b, rng)), (a, b))
 
 
 MAKERS: tuple[tuple[Callable[[Scene, np.random.Generator], Turn | None], float], ...] = (

@@ -23,15 +23,13 @@ def turn_mask(turn: Tensor, chained: Tensor, image: int, prefix: int) -> Tensor:
 
 
 def answer_states(
-    twin: Twin, batch: dict, features: Tensor, prefix: Tensor
+    twin: Twin, batch: dict, features: Tensor, vectors: Tensor, prefix: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Hidden states that predict the answers' tokens, (M, D), and those tokens, (M,)."""
     ids, count = batch["ids"], features.shape[1]
     text = twin.embed_tokens(ids)
-    if len(batch["points"]):
-        vectors = twin.region_geo_sampler(features, batch["points"], batch["picture"])
-        rows, columns = (ids == twin.config.region_token_id).nonzero(as_tuple=True)
-        text = text.index_put((rows, columns), vectors.to(text.dtype))
+    rows, columns = (ids == twin.config.region_token_id).nonzero(as_tuple=True)
+    text = text.index_put((rows, columns), vectors.to(text.dtype))
     image = twin.mm_projector(features)
     states = torch.cat([image.to(text.dtype), text], 1)
     # The words before the image are the same in every sample: one pass serves the whole batch.
@@ -48,6 +46,15 @@ def answer_states(
     ).last_hidden_state
     learnt = F.pad(batch["answer"], (count, 0))
     return hidden[:, :-1][learnt[:, 1:]], ids[batch["answer"]]
+
+
+def region_loss(vectors: Tensor, named: Tensor, words: Tensor) -> Tensor:
+    """How far region vectors (R, D) are from the embedding of what they show: ``named`` (R,)
+    indices into ``words`` (names, D). It gives the sampler a signal before the LLM reads it."""
+    if not len(vectors):
+        return vectors.sum()
+    likeness = F.normalize(vectors.float(), dim=-1) @ F.normalize(words.float(), dim=-1).T
+    return F.cross_entropy(10 * likeness, named)
 
 
 def token_loss(logits: Tensor, targets: Tensor, numbers: range, spread: float) -> Tensor:

@@ -15,6 +15,7 @@ from ferret_mlx.tokenizer import Tokenizer
 
 from .conversations import TURN_KINDS, Turn, converse
 from .data import pixels_of
+from .glyphs import NAMES
 from .scenes import Scene
 
 
@@ -27,6 +28,7 @@ class Sample:
     kind: np.ndarray  # (T,) index into TURN_KINDS
     position: np.ndarray  # (T,) counted from the end of the image
     points: np.ndarray  # (R, 512, 2), in the order of the region tokens
+    named: np.ndarray  # (R,) index into NAMES of what each region shows
     chained: bool  # turns see the earlier ones
 
 
@@ -48,6 +50,7 @@ class ConversationSample:
         chained = rng.random() < self.chained
         ids, answer, number, kind, position = [], [], [], [], []
         points: list[np.ndarray] = []
+        named: list[int] = []
         for turn in converse(scene, rng, self.turns):
             first = not chained or not ids
             asked, said = self.tokens(turn, scene.size, first)
@@ -63,14 +66,16 @@ class ConversationSample:
             position += range(start, start + length)
             order = self._order(turn)
             points += [sample_points(turn.regions[i].mask(scene.size), rng) for i in order]
+            named += [NAMES.index(turn.targets[i].name) for i in order]
         return Sample(
             pixels_of(scene.image, self.image_size),
-            np.array(ids),
-            np.array(answer),
-            np.array(number),
-            np.array(kind),
-            np.array(position),
+            np.array(ids, np.int64),
+            np.array(answer, bool),
+            np.array(number, np.int64),
+            np.array(kind, np.int64),
+            np.array(position, np.int64),
             np.array(points, np.float32).reshape(-1, 512, 2),
+            np.array(named, np.int64),
             chained,
         )
 
@@ -109,6 +114,7 @@ def collate(samples: list[Sample]) -> dict[str, torch.Tensor]:
         "position": padded([s.position for s in samples], 0),
         "chained": torch.tensor([s.chained for s in samples]),
         "points": torch.from_numpy(np.concatenate([s.points for s in samples])),
+        "named": torch.from_numpy(np.concatenate([s.named for s in samples])),
         "picture": torch.from_numpy(
             np.repeat(np.arange(len(samples)), [len(s.points) for s in samples])
         ),

@@ -15,18 +15,19 @@ from tqdm import tqdm
 
 from ferret_mlx.tokenizer import Tokenizer
 
-from .align import init_projector, init_words
+from .align import init_attention, init_projector, init_words
 from .config import TwinConfig
 from .data import SceneStream, normalise
+from .glyphs import NAMES
 from .layout import copy_tokenizer, read_released, write_released
 from .model import Twin
-from .objective import answer_states, figures, token_loss
+from .objective import answer_states, figures, region_loss, token_loss
 from .pretrain import schedule
 from .samples import ConversationSample, collate, prefix_ids
 from .vision import DenseHeads
 from .vocabulary import write_tokenizer
 
-SHOWN = ("loss", "name", "yes_no", "find_off", "count", "relate")
+SHOWN = ("loss", "region", "name", "yes_no", "find_off", "count", "relate")
 
 
 def parse_args() -> argparse.Namespace:
@@ -42,6 +43,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--vision-lr", type=float, default=0.0)
     parser.add_argument("--spread", type=float, nargs=2, default=(10.0, 2.0), help="first and last")
+    parser.add_argument("--likeness", type=float, default=0.2, help="weight of region_loss")
+    parser.add_argument("--chained", type=float, default=0.15, help="share of real conversations")
     parser.add_argument("--first-scene", type=int, default=1_000_000)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
@@ -60,6 +63,7 @@ def build(args, tokenizer: Tokenizer, numbers: range) -> Twin:
     parts = torch.nn.ModuleList([twin.tower, heads])
     parts.load_state_dict(torch.load(args.vision, weights_only=True, map_location="cpu")["parts"])
     init_words(twin, numbers)
+    init_attention(twin)
     init_projector(twin, heads, tokenizer)
     return twin
 
@@ -94,12 +98,13 @@ def main() -> None:
         twin.load_state_dict(state["twin"])
         optimizer.load_state_dict(state["optimizer"])
         first, spent = state["step"], state["seconds"]
-    make = ConversationSample(folder, twin.config.image_size, args.turns, args.budget, chained=0.2)
+    make = ConversationSample(folder, twin.config.image_size, args.turns, args.budget, args.chained)
     stream = SceneStream("train", args.first_scene + first * args.batch, make)
     loader = DataLoader(
         stream, args.batch, num_workers=args.workers, prefetch_factor=2, collate_fn=collate
     )
     prefix = torch.tensor(prefix_ids(tokenizer), device=device)
+    words = torch.tensor([tokenizer.get_vocab()["\u2581" + n] for n in NAMES], device=device)
     average: dict[str, float] = {}
     began = time.time() - spent
     bar = tqdm(range(first, args.steps), initial=first, total=args.steps, mininterval=15)
@@ -112,16 +117,19 @@ def main() -> None:
         with torch.autocast(device, torch.bfloat16):
             with torch.set_grad_enabled(args.vision_lr > 0):
                 features = twin.encode_image(normalise(batch["pixels"]))
-            hidden, targets = answer_states(twin, batch, features, prefix)
+            vectors = twin.region_geo_sampler(features, batch["points"], batch["picture"])
+            hidden, targets = answer_states(twin, batch, features, vectors, prefix)
             logits = twin.llama.lm_head(hidden)
         spread = args.spread[0] * (args.spread[1] / args.spread[0]) ** min(1.0, done)
-        loss = token_loss(logits, targets, numbers, spread)
+        likeness = region_loss(vectors, batch["named"], twin.embed_tokens(words))
+        loss = token_loss(logits, targets, numbers, spread) + args.likeness * likeness
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(twin.parameters(), 1.0)
         optimizer.step()
         for name, value in {
             "loss": loss.item(),
+            "region": likeness.item(),
             **figures(logits, targets, batch, numbers),
         }.items():
             average[name] = 0.97 * average.get(name, value) + 0.03 * value

@@ -1,5 +1,7 @@
 """Training samples: token by token what the processor makes of the same conversation."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from ferret_mlx.regions import Box, FreeForm, Point
 from ferret_mlx.tokenizer import Tokenizer
 from reference import samples as samples_module
 from reference.conversations import TURN_KINDS, Turn, converse
+from reference.glyphs import NAMES
 from reference.samples import ConversationSample, Sample, collate, prefix_ids
 from reference.scenes import Scene, compose
 from reference.vocabulary import write_tokenizer
@@ -158,14 +161,17 @@ def test_points_are_in_token_order(folder, scenes, monkeypatch, chained):
     corner = np.zeros((h, w), bool)
     corner[-20:, -20:] = True
     regions = (Box(0, 0, 20, 20), Point(w - 20, 20), FreeForm(corner))
+    kinds = ("dog", "cat", "cup")
+    shown = tuple(replace(scene.objects[0], name=kind) for kind in kinds)
     turns = [
-        Turn("relate", "Is [region1] left of [region0]?", "No.", regions[:2]),
-        Turn("name", "What is this?", "A dog.", regions[2:]),
+        Turn("relate", "Is [region1] left of [region0]?", "No.", regions[:2], shown[:2]),
+        Turn("name", "What is this?", "A dog.", regions[2:], shown[2:]),
     ]
     monkeypatch.setattr(samples_module, "converse", lambda *_: turns)
     s = sample(folder, scene, 0, chained)
     for points, region in zip(s.points, (regions[1], regions[0], regions[2]), strict=True):
         assert inside(points, region, scene.size)
+    assert [NAMES[i] for i in s.named] == ["cat", "dog", "cup"]
 
 
 def test_budget_drops_whole_turns(folder, tokenizer, scenes):

@@ -20,7 +20,7 @@ from reference.data import dense_labels, normalise, pixels_of
 from reference.glyphs import NAMES
 from reference.layout import read_released, write_released
 from reference.model import Twin
-from reference.objective import answer_states, figures, token_loss, turn_mask
+from reference.objective import answer_states, figures, region_loss, token_loss, turn_mask
 from reference.pretrain import schedule
 from reference.samples import ConversationSample, collate, prefix_ids
 from reference.scenes import compose
@@ -108,6 +108,11 @@ def features_of(twin, batch) -> torch.Tensor:
     return twin.encode_image(normalise(batch["pixels"]))
 
 
+def run_states(twin, batch, features, prefix):
+    vectors = twin.region_geo_sampler(features, batch["points"], batch["picture"])
+    return answer_states(twin, batch, features, vectors, prefix)
+
+
 # What a token sees.
 
 
@@ -132,11 +137,11 @@ def test_turns_are_isolated_unless_chained(twin, folder, prefix, chained):
     """Else an earlier answer gives a later one away, or a conversation cannot refer back."""
     batch = make_batch(folder, chained=(chained,))
     features = features_of(twin, batch)
-    states, _ = answer_states(twin, batch, features, prefix)
+    states, _ = run_states(twin, batch, features, prefix)
     other = {**batch, "ids": batch["ids"].clone()}
     words = (batch["turn"] == 2) & (batch["ids"] != twin.config.region_token_id)
     other["ids"][words] = (batch["ids"][words] + 7) % 1000
-    changed, _ = answer_states(twin, other, features, prefix)
+    changed, _ = run_states(twin, other, features, prefix)
     difference = (states - changed).abs().amax(-1)
     turn = batch["turn"][batch["answer"]]
     assert turn.unique().tolist() == [1, 2, 3, 4, 5]
@@ -170,7 +175,7 @@ def plain_states(twin, batch, row, number, prefix) -> torch.Tensor:
 def test_training_sees_what_inference_computes(twin, batch, prefix):
     """The shared prefix, the packed turns, their positions and the padded batch give, for every
     answer of every sample, the states of its own plain prompt."""
-    states, targets = answer_states(twin, batch, features_of(twin, batch), prefix)
+    states, targets = run_states(twin, batch, features_of(twin, batch), prefix)
     rows = torch.arange(len(batch["ids"]))[:, None].expand_as(batch["ids"])[batch["answer"]]
     turns = batch["turn"][batch["answer"]]
     compared = 0
@@ -192,10 +197,10 @@ def test_gradients_are_those_of_the_plain_prompt(tokenizer, folder, prefix, monk
     twin = tiny_twin(tokenizer)
     scene = compose("validation", 0)
     region = region_of("silhouette", scene.objects[0], np.random.default_rng(0))
-    turn = Turn("name", "What is [region0]?", "A dog.", (region,))
+    turn = Turn("name", "What is [region0]?", "A dog.", (region,), (scene.objects[0],))
     monkeypatch.setattr(samples_module, "converse", lambda *_: [turn])
     batch = make_batch(folder, chained=(False,))
-    states, targets = answer_states(twin, batch, features_of(twin, batch), prefix)
+    states, targets = run_states(twin, batch, features_of(twin, batch), prefix)
     found = gradients(twin, states, targets)
     expected = gradients(twin, plain_states(twin, batch, 0, 1, prefix), targets)
     assert set(found) == set(expected)
@@ -231,6 +236,17 @@ def test_token_loss_without_spread_is_cross_entropy(numbers):
     logits = random_logits(numbers, words)
     plain = F.cross_entropy(logits, words).item()
     assert token_loss(logits, words, numbers, 5.0).item() == pytest.approx(plain)
+
+
+def test_region_loss_is_least_at_the_word():
+    """It looks at directions only, and at no regions at all it is zero."""
+    words = torch.randn(5, 16, generator=torch.Generator().manual_seed(0))
+    named = torch.tensor([3, 0])
+    right = region_loss(3 * words[named], named, words)
+    assert right == pytest.approx(region_loss(words[named], named, words).item(), rel=1e-5)
+    assert right < region_loss(words[named] + words[[1, 2]], named, words)
+    assert right < 0.05 < 2 < region_loss(words[[1, 2]], named, words)
+    assert region_loss(torch.zeros(0, 16), named[:0], words) == 0
 
 
 def test_token_loss_spreads_numbers():
@@ -292,7 +308,7 @@ def test_a_few_steps_learn_a_batch(tokenizer, folder, prefix, numbers):
     optimizer = torch.optim.AdamW(twin.parameters(), lr=3e-3)
     losses = []
     for _ in range(6):
-        states, targets = answer_states(twin, batch, features, prefix)
+        states, targets = run_states(twin, batch, features, prefix)
         loss = token_loss(twin.llama.lm_head(states), targets, numbers, 2.0)
         optimizer.zero_grad()
         loss.backward()

@@ -5,6 +5,7 @@ no question (half of them "no"), and in scenes with an overlapping pair both of 
 by silhouette. Targets are at least half visible; points lie on visible pixels.
 """
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,7 +65,8 @@ def score(question: Question, answer: str, size: tuple[int, int]) -> float:
         return box_iou(boxes[0][1], question.expected) if boxes else 0.0
     said = answer.strip().rstrip(".").lower()
     if question.kind == "yes_no":
-        return float(said.split(" ")[0] == str(question.expected).lower())
+        first = re.match(r"[a-z]*", said)
+        return float(bool(first) and first[0] == str(question.expected).lower())
     return float(said in (str(question.expected), with_article(str(question.expected))))
 
 

@@ -92,6 +92,7 @@ def convert(
             precision=", ".join(str(part) for part in (options, dtype) if part),
             is_merge=merged,
         )
+    print(f"Wrote {output}.", file=sys.stderr)
     if upload_repo is not None:
         _upload(output, upload_repo)
 
@@ -157,7 +158,7 @@ def _upload(folder: Path, repo: str) -> None:
         raise ValueError(
             f"{folder} is written, but the upload to {repo} failed: {reason(error)}."
         ) from None
-    print(f"uploaded to {repo}", file=sys.stderr)
+    print(f"Uploaded to {repo}.", file=sys.stderr)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -38,7 +38,7 @@ def init_language(twin: Twin, tokenizer, numbers: range) -> None:
     _init_words(twin, numbers, TEXT_MARK * marks[0])
     _init_projector(twin, tokenizer, sides)
     twin.mm_projector.bias += PATCH_MARK * marks[1]
-    _init_attention(twin)
+    _init_attention(twin, marks[0])
     _init_look(twin, marks, sides)
 
 
@@ -92,27 +92,44 @@ def _slow_rows(head: int) -> list[int]:
     return [row for i in first for row in (i, i + half)]
 
 
-def _init_attention(twin: Twin) -> None:
-    """Weights at the scale of their width, and two heads of each layer that look for tokens like
-    their own and pass their content on, as trained attention does (arXiv 2305.09828)."""
+def _init_attention(twin: Twin, mark: Tensor) -> None:
+    """Two heads of each layer look for tokens like their own, as trained attention does
+    (arXiv 2305.09828), two at the words just before. All pass a part of what they see on, softly:
+    a norm stretches embeddings of norm 1 to 16, and what a layer adds must not drown them."""
     width, head = twin.config.hidden_size, twin.config.hidden_size // twin.config.heads
     slow = _slow_rows(head)
     for layer in twin.llama.model.layers:
         for name, weight in layer.named_parameters():
             if weight.dim() == 2:
                 weight.normal_(0, weight.shape[1] ** -0.5)
-                if name.endswith(("o_proj.weight", "down_proj.weight")):
-                    weight *= (2 * twin.config.layers) ** -0.5
+                if name.endswith("down_proj.weight"):
+                    weight *= 0.05
         attention = layer.self_attn
         alike, passed = (torch.linalg.qr(torch.randn(width, width)).Q for _ in range(2))
+        attention.v_proj.weight.copy_(passed)
+        attention.o_proj.weight.copy_(0.05 * passed.T)
         for h in range(2):
             rows = slice(h * head, (h + 1) * head)
             look = torch.zeros(head, width)
             look[slow] = 1.4 * alike[h * len(slow) : (h + 1) * len(slow)]
             attention.q_proj.weight[rows] = look
             attention.k_proj.weight[rows] = look
-            attention.v_proj.weight[rows] = passed[rows]
-            attention.o_proj.weight[:, rows] = 0.5 * passed[rows].T
+        _look_back(attention, slice(2 * head, 3 * head), mark, distance=1, pairs=range(10))
+        _look_back(attention, slice(3 * head, 4 * head), mark, distance=4, pairs=range(4, 14))
+
+
+def _look_back(attention, rows: slice, mark: Tensor, distance: int, pairs: range) -> None:
+    """A head that prefers words ``distance`` tokens back: all words share ``mark``, and rotary
+    positions turn it by an angle that says how far apart two of them are."""
+    head = rows.stop - rows.start
+    query, key = torch.zeros(2, head, len(mark))
+    for i in pairs:
+        angle = torch.tensor(distance * 10000.0 ** (-2 * i / head))
+        key[i] = 0.41 * mark
+        query[i] = 0.41 * angle.cos() * mark
+        query[i + head // 2] = -0.41 * angle.sin() * mark
+    attention.q_proj.weight[rows] = query
+    attention.k_proj.weight[rows] = key
 
 
 def _init_look(twin: Twin, marks: Tensor, sides: Tensor) -> None:
@@ -133,4 +150,4 @@ def _init_look(twin: Twin, marks: Tensor, sides: Tensor) -> None:
             weight[first[[mark, mark + head // 2]]] = torch.stack([0.85 * common, 0 * common])
         carried = sides[2 * h : 2 * h + 2].flatten(0, 1)
         attention.v_proj.weight[rows] = carried[:head]
-        attention.o_proj.weight[:, rows] = 0.2 * carried[:head].T
+        attention.o_proj.weight[:, rows] = 0.1 * carried[:head].T

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from ferret_mlx.tokenizer import Tokenizer
 
-from .align import init_language
+from .align import init_attention, init_projector, init_words
 from .config import TwinConfig
 from .data import SceneStream, normalise
 from .glyphs import NAMES
@@ -62,7 +62,9 @@ def build(args, tokenizer: Tokenizer, numbers: range) -> Twin:
     heads = DenseHeads(twin.config.vision_width)
     parts = torch.nn.ModuleList([twin.tower, heads])
     parts.load_state_dict(torch.load(args.vision, weights_only=True, map_location="cpu")["parts"])
-    init_language(twin, tokenizer, numbers)
+    init_words(twin, numbers)
+    init_attention(twin)
+    init_projector(twin, heads, tokenizer)
     return twin
 
 

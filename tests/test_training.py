@@ -302,7 +302,7 @@ def test_figures():
 def test_a_few_steps_learn_a_batch(tokenizer, folder, prefix, numbers):
     torch.manual_seed(0)
     twin = Twin(tiny_config(tokenizer))
-    align._init_words(twin, numbers, torch.zeros(twin.config.hidden_size))
+    align.init_words(twin, numbers)
     batch = make_batch(folder, chained=(False, True), turns=3)
     features = features_of(twin, batch).detach()
     optimizer = torch.optim.AdamW(twin.parameters(), lr=3e-3)
@@ -443,62 +443,51 @@ def test_a_few_steps_of_the_vision_stage(dense):
 # Where the language stage starts.
 
 
-@torch.no_grad()
 def test_words_start_apart_and_numbers_on_a_curve(tokenizer, numbers):
     torch.manual_seed(0)
     twin = Twin(tiny_config(tokenizer, hidden_size=256))
-    mark = torch.randn(256) / 16
-    align._init_words(twin, numbers, mark)
-    table = twin.llama.model.embed_tokens.weight - mark
+    align.init_words(twin, numbers)
+    table = twin.llama.model.embed_tokens.weight
     likeness = F.cosine_similarity(table, twin.llama.lm_head.weight, dim=-1)
-    assert likeness.min() > 0.999  # the output head starts alike, without the mark
+    assert likeness.min() > 0.999  # the output head starts alike
     assert table.norm(dim=-1).min() > 0.6 and table.norm(dim=-1).max() < 1.6
-    unit = F.normalize(table, dim=-1)
+    unit = F.normalize(table.detach(), dim=-1)
     inside = unit[numbers.start : numbers.stop]
     near, far = ((inside[:-gap] * inside[gap:]).sum(-1) for gap in (3, 300))
     assert near.min() > 0.7 and near.mean() > far.mean() + 0.5
-    words = name_ids(tokenizer)
+    words = torch.tensor([tokenizer.get_vocab()["\u2581" + name] for name in NAMES])
     alike = unit[words] @ unit[words].T - torch.eye(len(words))
     assert alike.abs().max() < 0.4
 
 
-def name_ids(tokenizer) -> torch.Tensor:
-    return torch.tensor([tokenizer.get_vocab()["\u2581" + name] for name in NAMES])
-
-
-@pytest.fixture
-def started(tokenizer, numbers, monkeypatch):
-    """A twin after init_language on made-up scenes, with a patch's features and labels: each kind
-    of object has its own direction, each box side another four."""
-    torch.manual_seed(0)
-    config = tiny_config(tokenizer, hidden_size=256, heads=4, vision_width=128, vision_heads=2)
-    twin = Twin(config)
-    frame = torch.linalg.qr(torch.randn(128, 128)).Q
-    labels = torch.arange(len(NAMES) + 1).repeat(60)[: 340 * CELLS].view(-1, CELLS)
-    boxes = torch.rand(*labels.shape, 4)
-    features = 3 * frame[labels] + (boxes - 0.5) @ frame[60:64]
-    features = features + 0.05 * torch.randn_like(features) + torch.randn(128)
-
-    class Stream:
-        def __init__(self, split, start, make):
-            assert split == "train"
-
-        def __iter__(self):
-            for i, (label, box) in enumerate(zip(labels, boxes, strict=True)):
-                yield np.full((IMAGE, IMAGE, 3), i, np.int64), label.numpy(), box.numpy()
-
-    monkeypatch.setattr(align, "SceneStream", Stream)
-    monkeypatch.setattr(align, "normalise", lambda pixels: pixels)
-    monkeypatch.setattr(twin, "encode_image", lambda pixels: features[pixels[:, 0, 0, 0]])
-    align.init_language(twin, tokenizer, numbers)
-    return twin, features.flatten(0, 1), labels.flatten()
-
-
 @torch.no_grad()
-def test_projector_starts_at_the_names(started, tokenizer):
-    """A projected patch is nearest to the word for its object, whatever its box."""
-    twin, features, labels = started
-    names = 2 * twin.llama.lm_head.weight[name_ids(tokenizer)]
+def test_projector_starts_at_the_names(tokenizer, numbers, monkeypatch):
+    """Features and heads where each object has its own direction, and each box side another four:
+    a projected patch is nearest to the name of its object, whatever its box."""
+    torch.manual_seed(0)
+    width = 128
+    twin = Twin(tiny_config(tokenizer, hidden_size=512, vision_width=width, vision_heads=2))
+    align.init_words(twin, numbers)
+    # Directions that do not touch the mean, which the heads' norm takes away.
+    mean = torch.ones(width, 1)
+    frame = torch.linalg.qr(torch.cat([mean, torch.randn(width, width - 1)], 1))[0].T[1:]
+    kinds, sides = frame[: len(NAMES) + 1], frame[60:64]
+    labels = torch.arange(len(NAMES) + 1).repeat(8)
+    boxes = torch.rand(len(labels), 4)
+    features = 10 * kinds[labels] + 4 * (boxes - 0.5) @ sides + 0.3 * torch.randn(1, width)
+    heads = DenseHeads(width)
+    heads.norm.weight.uniform_(0.8, 1.2)
+    heads.norm.bias.normal_(0, 0.1)
+    heads.here.weight.copy_(kinds)
+    bins = torch.linspace(-1, 1, BINS)
+    heads.box.weight.copy_((sides[:, None] * bins[:, None]).flatten(0, 1))
+    monkeypatch.setattr(align, "_sample_features", lambda twin: features[None])
+    align.init_projector(twin, heads, tokenizer)
+    assert (heads(features)[0].argmax(-1) == labels).all()
+
+    vocabulary = tokenizer.get_vocab()
+    table = twin.llama.model.embed_tokens.weight
+    names = table[torch.tensor([vocabulary["\u2581" + name] for name in NAMES])]
     embedded = twin.mm_projector(features)
     likeness = F.normalize(embedded, dim=-1) @ F.normalize(names, dim=-1).T
     of_object = labels > 0
@@ -506,29 +495,7 @@ def test_projector_starts_at_the_names(started, tokenizer):
     own = likeness[of_object].gather(1, labels[of_object][:, None] - 1)
     assert own.mean() > 0.4
     assert likeness[~of_object].max() < own.mean() / 2  # background is near no name
-    lengths = embedded.norm(dim=-1)
-    assert lengths.min() > 1 and lengths.max() < 4  # else the norm would favour some patches
-
-
-@torch.no_grad()
-def test_words_start_with_a_look_at_what_they_name(started, tokenizer):
-    """A word among patches of all kinds attends most to those it names, in both heads, and hardly
-    to itself."""
-    twin, features, labels = started
-    layer = twin.llama.model.layers[0]
-    kinds = [labels[of].tolist() for of in (slice(0, len(NAMES) + 1),)][0]
-    patches = twin.mm_projector(features[: len(kinds)])
-    right = 0
-    for index, word in enumerate(name_ids(tokenizer)):
-        text = twin.embed_tokens(word)[None]
-        states = layer.input_layernorm(torch.cat([patches, text]))
-        for head in (0, 1):
-            rows = slice(64 * head, 64 * head + 64)
-            query = states[-1] @ layer.self_attn.q_proj.weight[rows].T
-            key = states @ layer.self_attn.k_proj.weight[rows].T
-            right += kinds[int((key @ query)[:-1].argmax())] == index + 1
-            assert (key @ query).argmax() < len(kinds)
-    assert right > 0.8 * 2 * len(NAMES)
+    assert 0.5 < embedded.norm(dim=-1).median() < 3
 
 
 # The two programs: what they write, and that they go on where they stopped.

@@ -27,12 +27,13 @@ from .samples import ConversationSample, collate, prefix_ids
 from .vision import DenseHeads
 from .vocabulary import write_tokenizer
 
+HERE = Path(__file__).parent
 SHOWN = ("loss", "region", "name", "yes_no", "find_off", "count", "relate")
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--vision", type=Path, default=Path("runs/vision/state.pt"))
+    parser.add_argument("--vision", type=Path, default=HERE / "data" / "vision.pt")
     parser.add_argument("--init", type=Path, help="released-layout folder to go on from")
     parser.add_argument("--out", type=Path, default=Path("runs/ferret-tiny"))
     parser.add_argument("--steps", type=int, default=4000)

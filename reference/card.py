@@ -1,7 +1,8 @@
 """The model card of the trained checkpoint: ``python -m reference.card FOLDER --facts FILE``.
 
-FILE is JSON: ``{"date": "YYYY-MM-DD", "data": TEXT (optional), "stages": [{"name", "device",
-"hours", "steps", "pictures"}, ...]}``, one entry per sitting in the order of training.
+FILE is JSON: ``{"date": "YYYY-MM-DD", "state": TEXT, "data": TEXT (both optional), "stages":
+[{"name", "device", "hours", "steps", "pictures"}, ...]}``, one entry per sitting in the order of
+training; ``state`` says what is still missing.
 ``--accuracy`` takes what ``benchmarks.accuracy`` printed. ``convert.py`` carries license, tags and
 text of the card over into the card of the MLX folder.
 """
@@ -67,7 +68,7 @@ one lies from another and answers yes or no, in the wording of its training ques
 
 It has never seen a photograph or any other object, and answers in these words whatever it is
 shown. Boxes are as fine as {size} pixels allow. Most questions of its training were first
-questions; in a fifth of the pictures the questions formed one conversation.
+questions; in about one picture of seven they formed one conversation.
 """
 
 
@@ -92,7 +93,10 @@ def model_card(folder: Path, facts: dict, accuracy: dict | None = None) -> str:
         count=len(NAMES),
         names=", ".join(with_article(name) for name in NAMES),
     )
-    sections = [text.strip(), "## Training", facts.get("data", DATA), _stages(facts["stages"])]
+    sections = [text.strip()]
+    if facts.get("state"):
+        sections += ["## State", facts["state"]]
+    sections += ["## Training", facts.get("data", DATA), _stages(facts["stages"])]
     hours = sum(stage["hours"] for stage in facts["stages"])
     sections.append(f"{hours:.1f} hours in all; finished on {facts['date']}.")
     if accuracy is not None:

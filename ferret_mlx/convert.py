@@ -92,9 +92,9 @@ def convert(
             precision=", ".join(str(part) for part in (options, dtype) if part),
             is_merge=merged,
         )
-    print(f"Wrote {output}.", file=sys.stderr)
     if upload_repo is not None:
         _upload(output, upload_repo)
+    print(f"Wrote {output}.", file=sys.stderr)
 
 
 def _write_model(

@@ -101,15 +101,13 @@ def test_questions_build_prompts(said):
 def test_regions_hold_pixels_of_their_target(said):
     counts = Counter()
     for scene, turn in every(said):
-        for region in turn.regions:
+        for region, shown in zip(turn.regions, turn.targets, strict=bool(turn.regions)):
             mask = region.mask(scene.size)
             assert mask.shape == scene.size and mask.any()
             points = sample_points(mask, np.random.default_rng(0))
             assert points.min() >= 0 and points.max() < 1
             counts[type(region)] += 1
-            if turn.target is None:
-                continue
-            target = turn.target.mask.T
+            target = shown.mask.T
             assert (mask & target).any()
             if isinstance(region, FreeForm):
                 assert not (mask & ~target).any()

@@ -7,8 +7,8 @@ SYSTEM  := $(shell uname -s)
 # MLX's backend: macOS brings its own, Linux names one (make demo BACKEND=cuda).
 BACKEND ?= $(if $(filter Darwin,$(SYSTEM)),,cpu)
 
-DEMO_IMAGE  ?= examples/fox.png
-DEMO_REGION ?= --point 161,91
+DEMO_IMAGE  ?= examples/rocket.png
+DEMO_REGION ?= --box 233,95,316,165
 DEMO_PROMPT ?= What is [region0]? Give its box.
 DEMO_OUTPUT ?= out/demo.png
 

@@ -1,7 +1,7 @@
 """The model card of the trained checkpoint: ``python -m reference.card FOLDER --facts FILE``.
 
 FILE is JSON: ``{"date": "YYYY-MM-DD", "state": TEXT, "data": TEXT (both optional), "stages":
-[{"name", "device", "hours", "steps", "pictures"}, ...]}``, one entry per sitting in the order of
+[{"name", "device", "hours", "steps", "pictures"}, ...]}``, one entry per run in the order of
 training; ``state`` says what is still missing.
 ``--accuracy`` takes what ``benchmarks.accuracy`` printed. ``convert.py`` carries license, tags and
 text of the card over into the card of the MLX folder.

@@ -51,3 +51,21 @@ def parity_model(parity, parity_weights):
     model.load_weights(list(model.sanitize(parity_weights).items()), strict=True)
     model.set_dtype(mx.float32)
     return model
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folder(tmp_path_factory) -> Path:
+    """The tokenizer files of ferret-tiny's vocabulary."""
+    from reference.vocabulary import write_tokenizer
+
+    made = tmp_path_factory.mktemp("tokenizer")
+    write_tokenizer(made)
+    return made
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tokenizer_folder):
+    """ferret-tiny's tokenizer; the test of a module that has its own shadows it."""
+    from ferret_mlx.tokenizer import Tokenizer
+
+    return Tokenizer(tokenizer_folder)

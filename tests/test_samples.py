@@ -8,28 +8,14 @@ import torch
 
 from ferret_mlx.prompt import IMAGE_TOKEN_INDEX, build_prompt, tokenize_prompt
 from ferret_mlx.regions import Box, FreeForm, Point
-from ferret_mlx.tokenizer import Tokenizer
 from reference import samples as samples_module
 from reference.conversations import TURN_KINDS, Turn, converse
 from reference.glyphs import NAMES
 from reference.samples import ConversationSample, Sample, collate, prefix_ids
 from reference.scenes import Scene, compose
-from reference.vocabulary import write_tokenizer
 
 TURNS = 10
 SIZE = 28
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    made = tmp_path_factory.mktemp("tokenizer")
-    write_tokenizer(made)
-    return made
-
-
-@pytest.fixture(scope="module")
-def tokenizer(folder) -> Tokenizer:
-    return Tokenizer(folder)
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +23,10 @@ def scenes() -> list[Scene]:
     return [compose("validation", number) for number in range(12)]
 
 
-def sample(folder, scene: Scene, seed: int, chained: bool, budget: int = 10_000) -> Sample:
-    make = ConversationSample(folder, SIZE, TURNS, budget, chained=float(chained))
+def sample(
+    tokenizer_folder, scene: Scene, seed: int, chained: bool, budget: int = 10_000
+) -> Sample:
+    make = ConversationSample(tokenizer_folder, SIZE, TURNS, budget, chained=float(chained))
     return make(scene, np.random.default_rng(seed))
 
 
@@ -73,11 +61,11 @@ def after_image(ids: list[int]) -> list[int]:
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["separate", "chained"])
-def made(request, folder, scenes):
+def made(request, tokenizer_folder, scenes):
     """(chained, [(scene, turns, sample)])"""
     chained = request.param
     return chained, [
-        (scene, turns_of(scene, seed), sample(folder, scene, seed, chained))
+        (scene, turns_of(scene, seed), sample(tokenizer_folder, scene, seed, chained))
         for seed, scene in enumerate(scenes)
     ]
 
@@ -154,7 +142,7 @@ def test_one_row_of_points_per_region_token(made, tokenizer):
 
 
 @pytest.mark.parametrize("chained", [False, True])
-def test_points_are_in_token_order(folder, scenes, monkeypatch, chained):
+def test_points_are_in_token_order(tokenizer_folder, scenes, monkeypatch, chained):
     """A question may name its second region first; its points then come first."""
     scene = scenes[0]
     w, h = scene.size
@@ -168,18 +156,18 @@ def test_points_are_in_token_order(folder, scenes, monkeypatch, chained):
         Turn("name", "What is this?", "A dog.", regions[2:], shown[2:]),
     ]
     monkeypatch.setattr(samples_module, "converse", lambda *_: turns)
-    s = sample(folder, scene, 0, chained)
+    s = sample(tokenizer_folder, scene, 0, chained)
     for points, region in zip(s.points, (regions[1], regions[0], regions[2]), strict=True):
         assert inside(points, region, scene.size)
     assert [NAMES[i] for i in s.named] == ["cat", "dog", "cup"]
 
 
-def test_budget_drops_whole_turns(folder, tokenizer, scenes):
+def test_budget_drops_whole_turns(tokenizer_folder, tokenizer, scenes):
     """A turn that does not fit is left out with its points; shorter ones after it may still fit."""
     dropped = 0
     for seed, scene in enumerate(scenes):
         for chained in (False, True):
-            s = sample(folder, scene, seed, chained, budget=90)
+            s = sample(tokenizer_folder, scene, seed, chained, budget=90)
             turns = turns_of(scene, seed)
             assert len(s.ids) <= 90
             assert len(s.points) == (s.ids == tokenizer.region_token_id).sum()
@@ -192,23 +180,26 @@ def test_budget_drops_whole_turns(folder, tokenizer, scenes):
     assert dropped > 10
 
 
-def test_share_of_chained_samples(folder, scenes):
-    make = ConversationSample(folder, SIZE, 1, 100, chained=0.2)
+def test_share_of_chained_samples(tokenizer_folder, scenes):
+    make = ConversationSample(tokenizer_folder, SIZE, 1, 100, chained=0.2)
     drawn = [make(scenes[0], np.random.default_rng(seed)).chained for seed in range(300)]
     assert 0.13 < np.mean(drawn) < 0.27
 
 
-def test_same_seed_same_sample(folder, scenes):
-    one, other = (sample(folder, scenes[1], 4, False) for _ in range(2))
+def test_same_seed_same_sample(tokenizer_folder, scenes):
+    one, other = (sample(tokenizer_folder, scenes[1], 4, False) for _ in range(2))
     assert np.array_equal(one.ids, other.ids) and np.array_equal(one.points, other.points)
 
 
-def test_collate(folder, scenes, monkeypatch):
+def test_collate(tokenizer_folder, scenes, monkeypatch):
     """Padding belongs to no turn and to no answer; points keep the order of their pictures."""
-    parts = [sample(folder, scene, seed, seed == 1, 150) for seed, scene in enumerate(scenes[:4])]
+    parts = [
+        sample(tokenizer_folder, scene, seed, seed == 1, 150)
+        for seed, scene in enumerate(scenes[:4])
+    ]
     no_region = Turn("yes_no", "Is there a dog in the image?", "No.")
     monkeypatch.setattr(samples_module, "converse", lambda *_: [no_region])
-    parts[2] = sample(folder, scenes[2], 2, False)
+    parts[2] = sample(tokenizer_folder, scenes[2], 2, False)
     batch = collate(parts)
     longest = max(len(s.ids) for s in parts)
     assert batch["ids"].shape[1] % 16 == 0 and 0 <= batch["ids"].shape[1] - longest < 16

@@ -35,22 +35,9 @@ from reference.vision import (
     soft_bins,
     tower_features,
 )
-from reference.vocabulary import write_tokenizer
 
 IMAGE = 42
 CELLS = 9
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    made = tmp_path_factory.mktemp("tokenizer")
-    write_tokenizer(made)
-    return made
-
-
-@pytest.fixture(scope="module")
-def tokenizer(folder) -> Tokenizer:
-    return Tokenizer(folder)
 
 
 @pytest.fixture(scope="module")
@@ -87,11 +74,11 @@ def prefix(tokenizer) -> torch.Tensor:
     return torch.tensor(prefix_ids(tokenizer))
 
 
-def make_batch(folder, chained=(False, True, False), turns=5, budget=200) -> dict:
+def make_batch(tokenizer_folder, chained=(False, True, False), turns=5, budget=200) -> dict:
     """Scenes of different lengths, the second one conversation."""
     return collate(
         [
-            ConversationSample(folder, IMAGE, turns, budget, float(c))(
+            ConversationSample(tokenizer_folder, IMAGE, turns, budget, float(c))(
                 compose("validation", n), np.random.default_rng(n)
             )
             for n, c in enumerate(chained)
@@ -100,8 +87,8 @@ def make_batch(folder, chained=(False, True, False), turns=5, budget=200) -> dic
 
 
 @pytest.fixture(scope="module")
-def batch(folder) -> dict:
-    return make_batch(folder)
+def batch(tokenizer_folder) -> dict:
+    return make_batch(tokenizer_folder)
 
 
 def features_of(twin, batch) -> torch.Tensor:
@@ -133,9 +120,9 @@ def test_turn_mask_by_brute_force():
 
 @torch.no_grad()
 @pytest.mark.parametrize("chained", [False, True], ids=["separate", "chained"])
-def test_turns_are_isolated_unless_chained(twin, folder, prefix, chained):
+def test_turns_are_isolated_unless_chained(twin, tokenizer_folder, prefix, chained):
     """Else an earlier answer gives a later one away, or a conversation cannot refer back."""
-    batch = make_batch(folder, chained=(chained,))
+    batch = make_batch(tokenizer_folder, chained=(chained,))
     features = features_of(twin, batch)
     states, _ = run_states(twin, batch, features, prefix)
     other = {**batch, "ids": batch["ids"].clone()}
@@ -191,7 +178,7 @@ def test_training_sees_what_inference_computes(twin, batch, prefix):
     assert states.std() > 0.1
 
 
-def test_gradients_are_those_of_the_plain_prompt(tokenizer, folder, prefix, monkeypatch):
+def test_gradients_are_those_of_the_plain_prompt(tokenizer, tokenizer_folder, prefix, monkeypatch):
     """One question with a region, trained both ways. Would catch a prefix that is kept out of the
     gradient, or region vectors written in a way that cuts theirs."""
     twin = tiny_twin(tokenizer)
@@ -199,7 +186,7 @@ def test_gradients_are_those_of_the_plain_prompt(tokenizer, folder, prefix, monk
     region = region_of("silhouette", scene.objects[0], np.random.default_rng(0))
     turn = Turn("name", "What is [region0]?", "A dog.", (region,), (scene.objects[0],))
     monkeypatch.setattr(samples_module, "converse", lambda *_: [turn])
-    batch = make_batch(folder, chained=(False,))
+    batch = make_batch(tokenizer_folder, chained=(False,))
     states, targets = run_states(twin, batch, features_of(twin, batch), prefix)
     found = gradients(twin, states, targets)
     expected = gradients(twin, plain_states(twin, batch, 0, 1, prefix), targets)
@@ -299,11 +286,11 @@ def test_figures():
 # Learning.
 
 
-def test_a_few_steps_learn_a_batch(tokenizer, folder, prefix, numbers):
+def test_a_few_steps_learn_a_batch(tokenizer, tokenizer_folder, prefix, numbers):
     torch.manual_seed(0)
     twin = Twin(tiny_config(tokenizer))
     align.init_words(twin, numbers)
-    batch = make_batch(folder, chained=(False, True), turns=3)
+    batch = make_batch(tokenizer_folder, chained=(False, True), turns=3)
     features = features_of(twin, batch).detach()
     optimizer = torch.optim.AdamW(twin.parameters(), lr=3e-3)
     losses = []
@@ -529,11 +516,11 @@ def test_vision_stage_resumes_and_feeds_the_language_stage(tmp_path, monkeypatch
     assert twin.config.vocab_size == len(tokenizer)
 
 
-def test_language_stage_resumes(tmp_path, monkeypatch, folder, tokenizer):
+def test_language_stage_resumes(tmp_path, monkeypatch, tokenizer_folder, tokenizer):
     """Would catch a resumed run that starts over, loses the optimizer, or reads from --init."""
     torch.manual_seed(0)
     twin = Twin(tiny_config(tokenizer))
-    write_released(twin, tmp_path / "init", folder, torch.float32)
+    write_released(twin, tmp_path / "init", tokenizer_folder, torch.float32)
     out = tmp_path / "out"
     options = ["--init", tmp_path / "init", "--out", out, "--batch", 2, "--turns", 3]
     options += ["--workers", 1, "--save-every", 1, "--lr", 1e-2]

@@ -60,13 +60,17 @@ TURN_KINDS = (
 
 @dataclass(frozen=True)
 class Turn:
-    """``kind``: one of TURN_KINDS; ``targets``: the objects asked about, the regions' first."""
+    """``kind``: one of TURN_KINDS; ``targets``: the objects asked about, the regions' first;
+    ``boxed``: the objects whose boxes the answer gives, in its order; ``sought``: what a yes / no
+    question asks for, empty when the scene has none, None for other questions."""
 
     kind: str
     question: str
     answer: str
     regions: tuple[Region, ...] = ()
     targets: tuple[SceneObject, ...] = ()
+    boxed: tuple[SceneObject, ...] = ()
+    sought: tuple[SceneObject, ...] | None = None
 
     @property
     def target(self) -> SceneObject | None:
@@ -137,7 +141,8 @@ def name_and_box(scene: Scene, rng) -> Turn | None:
         return None
     target = _pick(targets, rng)
     answer = f"{with_article(target.name).capitalize()} {box_text(target.box, scene.size)}."
-    return Turn("name_box", _pick(NAME_AND_BOX, rng), answer, (_region(target, rng),), (target,))
+    question, region = _pick(NAME_AND_BOX, rng), _region(target, rng)
+    return Turn("name_box", question, answer, (region,), (target,), (target,))
 
 
 def find(scene: Scene, rng) -> Turn | None:
@@ -146,14 +151,14 @@ def find(scene: Scene, rng) -> Turn | None:
         return None
     target = _pick(targets, rng)
     answer = f"The {target.name} {box_text(target.box, scene.size)}."
-    return Turn("find", _pick(FIND, rng).format(target.name), answer, (), (target,))
+    return Turn("find", _pick(FIND, rng).format(target.name), answer, (), (target,), (target,))
 
 
-def _boxed_list(objects, scene) -> str:
-    ordered = sorted(objects, key=lambda o: (o.box[0], o.box[1]))
+def _boxed_list(kind: str, question: str, objects, scene) -> Turn:
+    ordered = tuple(sorted(objects, key=lambda o: (o.box[0], o.box[1])))
     parts = [f"{with_article(o.name)} {box_text(o.box, scene.size)}" for o in ordered]
     text = ", ".join(parts)
-    return text[0].upper() + text[1:] + "."
+    return Turn(kind, question, text[0].upper() + text[1:] + ".", boxed=ordered)
 
 
 def find_all(scene: Scene, rng) -> Turn | None:
@@ -164,14 +169,14 @@ def find_all(scene: Scene, rng) -> Turn | None:
     if not several:
         return None
     kind = _pick(several, rng)
-    answer = _boxed_list([o for o in scene.objects if o.name == kind], scene)
-    return Turn("find_all", _pick(FIND_ALL, rng).format(plural(kind)), answer)
+    question = _pick(FIND_ALL, rng).format(plural(kind))
+    return _boxed_list("find_all", question, [o for o in scene.objects if o.name == kind], scene)
 
 
 def list_all(scene: Scene, rng) -> Turn | None:
     if not scene.objects:
         return None
-    return Turn("list", _pick(LIST, rng), _boxed_list(scene.objects, scene))
+    return _boxed_list("list", _pick(LIST, rng), scene.objects, scene)
 
 
 def _absent(scene: Scene, rng) -> str:
@@ -185,7 +190,9 @@ def is_there(scene: Scene, rng) -> Turn | None:
         asked, answer = _pick(targets, rng).name, "Yes."
     else:
         asked, answer = _absent(scene, rng), "No."
-    return Turn("yes_no", _pick(ANY, rng).format(with_article(asked)), answer)
+    sought = tuple(o for o in scene.objects if o.name == asked)
+    question = _pick(ANY, rng).format(with_article(asked))
+    return Turn("yes_no", question, answer, sought=sought)
 
 
 def is_it(scene: Scene, rng) -> Turn | None:
@@ -234,8 +241,8 @@ def relate(scene: Scene, rng) -> Turn | None:
 
 
 MAKERS: tuple[tuple[Callable[[Scene, np.random.Generator], Turn | None], float], ...] = (
-    (name, 0.24), (find, 0.30), (is_there, 0.14), (is_it, 0.04), (name_and_box, 0.06),
-    (list_all, 0.05), (find_all, 0.04), (count, 0.08), (relate, 0.05),
+    (name, 0.16), (find, 0.28), (is_there, 0.18), (is_it, 0.08), (name_and_box, 0.06),
+    (list_all, 0.05), (find_all, 0.05), (count, 0.08), (relate, 0.06),
 )  # fmt: skip
 
 

@@ -23,18 +23,26 @@ def normalise(pixels: torch.Tensor) -> torch.Tensor:
     return ((pixels.float() / 255 - mean) / std).permute(0, 3, 1, 2).contiguous()
 
 
+def cell_shares(scene: Scene, grid: int) -> np.ndarray:
+    """(objects, n*n) share of each cell, in [0, 1], that an object's visible pixels cover."""
+    masks = [Image.fromarray(np.uint8(o.mask) * 255) for o in scene.objects]
+    shares = [np.asarray(m.resize((grid, grid), Image.Resampling.BOX)) / 255 for m in masks]
+    return np.reshape(shares, (len(masks), grid * grid))
+
+
+def own_cells(shares: np.ndarray) -> np.ndarray:
+    """(objects, n*n) bool: the cells that show an object better than any other object, at least
+    by a quarter; the best one where there is none."""
+    own = (shares >= 0.25) & (shares == shares.max(0))
+    best = shares == shares.max(1, keepdims=True)
+    return np.where(own.any(1, keepdims=True), own, best)
+
+
 def dense_labels(scene: Scene, grid: int) -> tuple[np.ndarray, np.ndarray]:
     """Per cell the object that covers most of it: labels (n*n,), 0 = background, IGNORE where an
     object covers only a sliver; boxes (n*n, 4) in [0, 1]."""
-    cover = np.stack(
-        [
-            np.asarray(
-                Image.fromarray(np.uint8(o.mask) * 255).resize((grid, grid), Image.Resampling.BOX)
-            )
-            for o in scene.objects
-        ]
-    ).reshape(len(scene.objects), -1)
-    most, share = cover.argmax(0), cover.max(0) / 255
+    cover = cell_shares(scene, grid)
+    most, share = cover.argmax(0), cover.max(0)
     kinds = np.array([NAMES.index(o.name) + 1 for o in scene.objects])
     labels = np.where(share >= 0.1, kinds[most], np.where(share > 0.02, IGNORE, 0))
     extent = np.array(scene.size * 2, np.float32)

@@ -1,12 +1,17 @@
 """The training objective: answers only, many turns of one picture in one sequence."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import DynamicCache
+from transformers.models.llama.modeling_llama import rotate_half
 
 from .conversations import TURN_KINDS
 from .model import Twin
+
+GUIDED_HEADS = 2  # of the middle layer
 
 
 def turn_mask(turn: Tensor, chained: Tensor, image: int, prefix: int) -> Tensor:
@@ -22,10 +27,19 @@ def turn_mask(turn: Tensor, chained: Tensor, image: int, prefix: int) -> Tensor:
     return torch.zeros(seen.shape, device=turn.device).masked_fill(~seen, -1e9)[:, None]
 
 
+@dataclass(frozen=True)
+class States:
+    """``hidden`` (M, D): the states that predict the answers' tokens ``targets`` (M,);
+    ``gaze``: what ``gaze_loss`` of this batch came to."""
+
+    hidden: Tensor
+    targets: Tensor
+    gaze: Tensor
+
+
 def answer_states(
     twin: Twin, batch: dict, features: Tensor, vectors: Tensor, prefix: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Hidden states that predict the answers' tokens, (M, D), and those tokens, (M,)."""
+) -> States:
     ids, count = batch["ids"], features.shape[1]
     text = twin.embed_tokens(ids)
     rows, columns = (ids == twin.config.region_token_id).nonzero(as_tuple=True)
@@ -41,11 +55,51 @@ def answer_states(
     order = torch.arange(count, device=ids.device).expand(len(ids), -1)
     position = torch.cat([order, batch["position"] + count], 1) + len(prefix)
     mask = turn_mask(batch["turn"], batch["chained"], count, len(prefix))
-    hidden = twin.llama.model(
-        inputs_embeds=states, attention_mask=mask, position_ids=position, past_key_values=cache
-    ).last_hidden_state
+    # A middle layer: before it a token learns what is asked, after it what was seen becomes words.
+    middle = len(twin.llama.model.layers) // 2
+    guided = twin.llama.model.layers[middle]
+    entered: dict = {}
+
+    def keep(layer, args, kwargs):
+        entered.update(states=args[0], rotary=kwargs["position_embeddings"])
+
+    with guided.register_forward_pre_hook(keep, with_kwargs=True):
+        hidden = twin.llama.model(
+            inputs_embeds=states, attention_mask=mask, position_ids=position, past_key_values=cache
+        ).last_hidden_state
+    keys = cache.layers[middle].keys
+    gaze = gaze_loss(guided, batch, **entered, keys=keys, mask=mask, image=count)
     learnt = F.pad(batch["answer"], (count, 0))
-    return hidden[:, :-1][learnt[:, 1:]], ids[batch["answer"]]
+    return States(hidden[:, :-1][learnt[:, 1:]], ids[batch["answer"]], gaze)
+
+
+def gaze_loss(layer, batch: dict, states, rotary, keys, mask, image: int) -> Tensor:
+    """How little the first ``GUIDED_HEADS`` heads of a layer look at what an answer is about
+    (supervised attention, arXiv 1609.04186): the patches of the object whose box is being given
+    or that was asked for, or, where the picture shows none, the words before the image.
+
+    ``states`` (B, N + T, D) enter the layer, ``rotary``: cosines and sines for them; ``keys``
+    (B, H, P + N + T, E) rotated; ``mask`` as of ``turn_mask``.
+    """
+    rows, at = (batch["look"] >= 0).nonzero(as_tuple=True)
+    if not len(rows):
+        return states.sum() * 0
+    cells = batch["cells"][rows, batch["look"][rows, at]]
+    at = at + image
+    heads = slice(0, GUIDED_HEADS)
+    width = keys.shape[-1]
+    attention = layer.self_attn
+    query = attention.q_proj(layer.input_layernorm(states[rows, at])).unflatten(-1, (-1, width))
+    cos, sin = (part.expand(len(states), -1, -1)[rows, at][:, None] for part in rotary)
+    query = query[:, heads] * cos + rotate_half(query[:, heads]) * sin
+    scores = torch.einsum("mhe,bhke->mbhk", query, keys[:, heads])  # small: few rows, few heads
+    scores = scores[torch.arange(len(rows)), rows].float() * attention.scaling
+    scores = scores + mask[rows, 0, at][:, None]
+    before = keys.shape[2] - states.shape[1]
+    wanted = F.pad(cells, (before, states.shape[1] - image))
+    wanted[:, :before] = ~cells.any(-1, keepdim=True)
+    seen = scores.masked_fill(~wanted[:, None], -torch.inf).logsumexp(-1) - scores.logsumexp(-1)
+    return -seen.mean()
 
 
 def region_loss(vectors: Tensor, named: Tensor, words: Tensor) -> Tensor:

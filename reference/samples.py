@@ -14,9 +14,9 @@ from ferret_mlx.regions import sample_points
 from ferret_mlx.tokenizer import Tokenizer
 
 from .conversations import TURN_KINDS, Turn, converse
-from .data import pixels_of
+from .data import cell_shares, own_cells, pixels_of
 from .glyphs import NAMES
-from .scenes import Scene
+from .scenes import Scene, SceneObject
 
 
 @dataclass
@@ -29,6 +29,8 @@ class Sample:
     position: np.ndarray  # (T,) counted from the end of the image
     points: np.ndarray  # (R, 512, 2), in the order of the region tokens
     named: np.ndarray  # (R,) index into NAMES of what each region shows
+    look: np.ndarray  # (T,) row of ``cells`` that the state at a token should look at; -1: free
+    cells: np.ndarray  # (K, N) bool: patches of an object; all False: it is not in the picture
     chained: bool  # turns see the earlier ones
 
 
@@ -39,14 +41,21 @@ def prefix_ids(tokenizer: Tokenizer) -> list[int]:
 
 
 class ConversationSample:
-    def __init__(self, tokenizer_folder, image_size: int, turns: int, budget: int, chained: float):
-        self.folder, self.image_size = tokenizer_folder, image_size
+    def __init__(
+        self, tokenizer_folder, image_size: int, grid: int, turns: int, budget: int, chained: float
+    ):
+        self.folder, self.image_size, self.grid = tokenizer_folder, image_size, grid
         self.turns, self.budget, self.chained = turns, budget, chained
         self._tokenizer: Tokenizer | None = None
 
     def __call__(self, scene: Scene, rng: np.random.Generator) -> Sample:
         if self._tokenizer is None:  # made in the worker process
             self._tokenizer = Tokenizer(self.folder)
+            zero = self._tokenizer.get_vocab()["0"]
+            self._numbers = range(zero, zero + 1000)
+        own = own_cells(cell_shares(scene, self.grid))
+        cells: list[np.ndarray] = []
+        look: list[int] = []
         chained = rng.random() < self.chained
         ids, answer, number, kind, position = [], [], [], [], []
         points: list[np.ndarray] = []
@@ -67,6 +76,11 @@ class ConversationSample:
             order = self._order(turn)
             points += [sample_points(turn.regions[i].mask(scene.size), rng) for i in order]
             named += [NAMES.index(turn.targets[i].name) for i in order]
+            look += [-1] * length
+            for at, objects in self._looks(turn, said):
+                look[len(ids) - len(said) + at - 1] = len(cells)  # the token before predicts it
+                mine = [any(o is other for other in objects) for o in scene.objects]
+                cells.append(own[mine].any(0))
         return Sample(
             pixels_of(scene.image, self.image_size),
             np.array(ids, np.int64),
@@ -76,8 +90,18 @@ class ConversationSample:
             np.array(position, np.int64),
             np.array(points, np.float32).reshape(-1, 512, 2),
             np.array(named, np.int64),
+            np.array(look, np.int64),
+            np.array(cells, bool).reshape(-1, self.grid**2),
             chained,
         )
+
+    def _looks(self, turn: Turn, said: list[int]) -> list[tuple[int, tuple[SceneObject, ...]]]:
+        """(index into the answer's tokens, objects to look at for it): a box's numbers and its
+        object, yes or no and what was asked for."""
+        if turn.sought is not None:
+            return [(0, turn.sought)]
+        numbers = [i for i, token in enumerate(said) if token in self._numbers]
+        return [(i, (turn.boxed[n // 4],)) for n, i in enumerate(numbers)]
 
     @staticmethod
     def _order(turn: Turn) -> list[int]:
@@ -94,6 +118,12 @@ class ConversationSample:
         asked = self._tokenizer.encode(tail)
         whole = self._tokenizer.encode(f"{tail} {turn.answer}</s>")
         return asked[1:], whole[len(asked) :]
+
+
+def _stacked(tables: list[np.ndarray]) -> np.ndarray:
+    """(K, N) tables of different K -> (B, K', N), filled up with False."""
+    rows = max(1, *(len(table) for table in tables)) if tables else 1
+    return np.stack([np.pad(table, ((0, rows - len(table)), (0, 0))) for table in tables])
 
 
 def collate(samples: list[Sample]) -> dict[str, torch.Tensor]:
@@ -118,4 +148,6 @@ def collate(samples: list[Sample]) -> dict[str, torch.Tensor]:
         "picture": torch.from_numpy(
             np.repeat(np.arange(len(samples)), [len(s.points) for s in samples])
         ),
+        "look": padded([s.look for s in samples], -1),
+        "cells": torch.from_numpy(_stacked([s.cells for s in samples])),
     }

@@ -28,7 +28,7 @@ from .vision import DenseHeads
 from .vocabulary import write_tokenizer
 
 HERE = Path(__file__).parent
-SHOWN = ("loss", "region", "name", "yes_no", "find_off", "count", "relate")
+SHOWN = ("loss", "region", "gaze", "name", "yes_no", "find_off", "count", "relate")
 
 
 def parse_args() -> argparse.Namespace:
@@ -45,6 +45,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--vision-lr", type=float, default=0.0)
     parser.add_argument("--spread", type=float, nargs=2, default=(10.0, 2.0), help="first and last")
     parser.add_argument("--likeness", type=float, default=0.2, help="weight of region_loss")
+    parser.add_argument("--gaze", type=float, default=0.2, help="weight of gaze_loss")
     parser.add_argument("--chained", type=float, default=0.15, help="share of real conversations")
     parser.add_argument("--first-scene", type=int, default=1_000_000)
     parser.add_argument("--workers", type=int, default=2)
@@ -84,6 +85,8 @@ def main() -> None:
     numbers = range(zero, zero + 1000)
     twin = build(args, tokenizer, numbers).to(device)
     if args.compile:
+        # One version of a layer per place in the cache and per length of the batch.
+        torch._dynamo.config.recompile_limit = 64
         sampler = twin.region_geo_sampler
         sampler._pool = torch.compile(sampler._pool, dynamic=True)
         for layer in twin.llama.model.layers:
@@ -99,7 +102,9 @@ def main() -> None:
         twin.load_state_dict(state["twin"])
         optimizer.load_state_dict(state["optimizer"])
         first, spent = state["step"], state["seconds"]
-    make = ConversationSample(folder, twin.config.image_size, args.turns, args.budget, args.chained)
+    make = ConversationSample(
+        folder, twin.config.image_size, twin.config.grid, args.turns, args.budget, args.chained
+    )
     stream = SceneStream("train", args.first_scene + first * args.batch, make)
     loader = DataLoader(
         stream, args.batch, num_workers=args.workers, prefetch_factor=2, collate_fn=collate
@@ -119,11 +124,13 @@ def main() -> None:
             with torch.set_grad_enabled(args.vision_lr > 0):
                 features = twin.encode_image(normalise(batch["pixels"]))
             vectors = twin.region_geo_sampler(features, batch["points"], batch["picture"])
-            hidden, targets = answer_states(twin, batch, features, vectors, prefix)
-            logits = twin.llama.lm_head(hidden)
+            states = answer_states(twin, batch, features, vectors, prefix)
+            logits = twin.llama.lm_head(states.hidden)
+        targets = states.targets
         spread = args.spread[0] * (args.spread[1] / args.spread[0]) ** min(1.0, done)
         likeness = region_loss(vectors, batch["named"], twin.embed_tokens(words))
-        loss = token_loss(logits, targets, numbers, spread) + args.likeness * likeness
+        loss = token_loss(logits, targets, numbers, spread)
+        loss = loss + args.likeness * likeness + args.gaze * states.gaze
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(twin.parameters(), 1.0)
@@ -131,6 +138,7 @@ def main() -> None:
         for name, value in {
             "loss": loss.item(),
             "region": likeness.item(),
+            "gaze": states.gaze.item(),
             **figures(logits, targets, batch, numbers),
         }.items():
             average[name] = 0.97 * average.get(name, value) + 0.03 * value

@@ -10,12 +10,13 @@ from ferret_mlx.prompt import IMAGE_TOKEN_INDEX, build_prompt, tokenize_prompt
 from ferret_mlx.regions import Box, FreeForm, Point
 from reference import samples as samples_module
 from reference.conversations import TURN_KINDS, Turn, converse
+from reference.data import cell_shares, own_cells
 from reference.glyphs import NAMES
 from reference.samples import ConversationSample, Sample, collate, prefix_ids
 from reference.scenes import Scene, compose
 
 TURNS = 10
-SIZE = 28
+SIZE, GRID = 28, 2
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,7 @@ def scenes() -> list[Scene]:
 def sample(
     tokenizer_folder, scene: Scene, seed: int, chained: bool, budget: int = 10_000
 ) -> Sample:
-    make = ConversationSample(tokenizer_folder, SIZE, TURNS, budget, chained=float(chained))
+    make = ConversationSample(tokenizer_folder, SIZE, GRID, TURNS, budget, chained=float(chained))
     return make(scene, np.random.default_rng(seed))
 
 
@@ -162,6 +163,32 @@ def test_points_are_in_token_order(tokenizer_folder, scenes, monkeypatch, chaine
     assert [NAMES[i] for i in s.named] == ["cat", "dog", "cup"]
 
 
+def test_looks(made, tokenizer, scenes):
+    """The token before each number of a box looks at the patches of that box's object, the one
+    before yes or no at those of what was asked for; nothing else is told where to look."""
+    asked = set()
+    for scene, turns, s in made[1]:
+        own = own_cells(cell_shares(scene, GRID))
+        for number, turn in enumerate(turns, 1):
+            start = int(np.flatnonzero(s.turn == number)[0])
+            said = np.flatnonzero((s.turn == number) & s.answer)
+            if turn.sought is not None:
+                wanted = {said[0] - 1: own[[o in turn.sought for o in scene.objects]].any(0)}
+            else:
+                pieces = [tokenizer.decode([i]) for i in s.ids[said].tolist()]
+                numbers = said[[piece.isdigit() for piece in pieces]]
+                assert len(numbers) == 4 * len(turn.boxed)
+                rows = [scene.objects.index(turn.boxed[n // 4]) for n in range(len(numbers))]
+                wanted = dict(zip((numbers - 1).tolist(), own[rows], strict=True))
+            asked |= {turn.kind} if wanted else set()
+            for at in range(start, said[-1] + 1):
+                if at not in wanted:
+                    assert s.look[at] == -1
+                else:
+                    assert np.array_equal(s.cells[s.look[at]], wanted[at])
+    assert {"find", "yes_no", "name_box", "list"} <= asked  # find_all needs scenes that are rarer
+
+
 def test_budget_drops_whole_turns(tokenizer_folder, tokenizer, scenes):
     """A turn that does not fit is left out with its points; shorter ones after it may still fit."""
     dropped = 0
@@ -181,7 +208,7 @@ def test_budget_drops_whole_turns(tokenizer_folder, tokenizer, scenes):
 
 
 def test_share_of_chained_samples(tokenizer_folder, scenes):
-    make = ConversationSample(tokenizer_folder, SIZE, 1, 100, chained=0.2)
+    make = ConversationSample(tokenizer_folder, SIZE, GRID, 1, 100, chained=0.2)
     drawn = [make(scenes[0], np.random.default_rng(seed)).chained for seed in range(300)]
     assert 0.13 < np.mean(drawn) < 0.27
 
@@ -197,7 +224,7 @@ def test_collate(tokenizer_folder, scenes, monkeypatch):
         sample(tokenizer_folder, scene, seed, seed == 1, 150)
         for seed, scene in enumerate(scenes[:4])
     ]
-    no_region = Turn("yes_no", "Is there a dog in the image?", "No.")
+    no_region = Turn("yes_no", "Is there a dog in the image?", "No.", sought=())
     monkeypatch.setattr(samples_module, "converse", lambda *_: [no_region])
     parts[2] = sample(tokenizer_folder, scenes[2], 2, False)
     batch = collate(parts)
@@ -209,9 +236,11 @@ def test_collate(tokenizer_folder, scenes, monkeypatch):
     assert batch["answer"].dtype == torch.bool
     for row, s in enumerate(parts):
         n = len(s.ids)
-        for name in ("ids", "answer", "turn", "kind", "position"):
+        for name in ("ids", "answer", "turn", "kind", "position", "look"):
             assert batch[name][row, :n].tolist() == getattr(s, name).tolist(), name
         assert not batch["answer"][row, n:].any()
-        assert (batch["turn"][row, n:] == -1).all()
+        assert (batch["turn"][row, n:] == -1).all() and (batch["look"][row, n:] == -1).all()
+        assert np.array_equal(batch["cells"][row, : len(s.cells)].numpy(), s.cells)
+        assert not batch["cells"][row, len(s.cells) :].any()
         assert np.array_equal(batch["points"][batch["picture"] == row].numpy(), s.points)
     assert (batch["picture"].diff() >= 0).all()

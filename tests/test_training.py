@@ -37,7 +37,7 @@ from reference.vision import (
 )
 
 IMAGE = 42
-CELLS = 9
+GRID, CELLS = 3, 9
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def make_batch(tokenizer_folder, chained=(False, True, False), turns=5, budget=2
     """Scenes of different lengths, the second one conversation."""
     return collate(
         [
-            ConversationSample(tokenizer_folder, IMAGE, turns, budget, float(c))(
+            ConversationSample(tokenizer_folder, IMAGE, GRID, turns, budget, float(c))(
                 compose("validation", n), np.random.default_rng(n)
             )
             for n, c in enumerate(chained)
@@ -124,11 +124,11 @@ def test_turns_are_isolated_unless_chained(twin, tokenizer_folder, prefix, chain
     """Else an earlier answer gives a later one away, or a conversation cannot refer back."""
     batch = make_batch(tokenizer_folder, chained=(chained,))
     features = features_of(twin, batch)
-    states, _ = run_states(twin, batch, features, prefix)
+    states = run_states(twin, batch, features, prefix).hidden
     other = {**batch, "ids": batch["ids"].clone()}
     words = (batch["turn"] == 2) & (batch["ids"] != twin.config.region_token_id)
     other["ids"][words] = (batch["ids"][words] + 7) % 1000
-    changed, _ = run_states(twin, other, features, prefix)
+    changed = run_states(twin, other, features, prefix).hidden
     difference = (states - changed).abs().amax(-1)
     turn = batch["turn"][batch["answer"]]
     assert turn.unique().tolist() == [1, 2, 3, 4, 5]
@@ -162,7 +162,8 @@ def plain_states(twin, batch, row, number, prefix) -> torch.Tensor:
 def test_training_sees_what_inference_computes(twin, batch, prefix):
     """The shared prefix, the packed turns, their positions and the padded batch give, for every
     answer of every sample, the states of its own plain prompt."""
-    states, targets = run_states(twin, batch, features_of(twin, batch), prefix)
+    found = run_states(twin, batch, features_of(twin, batch), prefix)
+    states, targets = found.hidden, found.targets
     rows = torch.arange(len(batch["ids"]))[:, None].expand_as(batch["ids"])[batch["answer"]]
     turns = batch["turn"][batch["answer"]]
     compared = 0
@@ -187,9 +188,9 @@ def test_gradients_are_those_of_the_plain_prompt(tokenizer, tokenizer_folder, pr
     turn = Turn("name", "What is [region0]?", "A dog.", (region,), (scene.objects[0],))
     monkeypatch.setattr(samples_module, "converse", lambda *_: [turn])
     batch = make_batch(tokenizer_folder, chained=(False,))
-    states, targets = run_states(twin, batch, features_of(twin, batch), prefix)
-    found = gradients(twin, states, targets)
-    expected = gradients(twin, plain_states(twin, batch, 0, 1, prefix), targets)
+    states = run_states(twin, batch, features_of(twin, batch), prefix)
+    found = gradients(twin, states.hidden, states.targets)
+    expected = gradients(twin, plain_states(twin, batch, 0, 1, prefix), states.targets)
     assert set(found) == set(expected)
     assert {"tower", "mm_projector", "region_geo_sampler", "llama"} == {
         name.split(".")[0] for name in found
@@ -203,6 +204,69 @@ def gradients(twin, states, targets) -> dict[str, torch.Tensor]:
     twin.zero_grad()
     F.cross_entropy(twin.llama.lm_head(states), targets).backward()
     return {n: p.grad.clone() for n, p in twin.named_parameters() if p.grad is not None}
+
+
+# Where heads look.
+
+
+def attention_of(twin, tokens, layer, monkeypatch) -> torch.Tensor:
+    """(1, H, L, L) weights of a layer for a whole plain prompt, as transformers computes them."""
+    monkeypatch.setattr(twin.llama.config, "_attn_implementation", "eager")
+    out = twin.llama.model(inputs_embeds=tokens, output_attentions=True)
+    return out.attentions[layer]
+
+
+@torch.no_grad()
+def test_gaze_loss_reads_the_attention_of_inference(twin, tokenizer_folder, prefix, monkeypatch):
+    """Against the weights that transformers gives for the plain prompt of one question: the share
+    on the object's patches, and for an absent object that on the words before the image."""
+    scene = compose("validation", 0)
+    target = scene.unique()[0]
+    words = [
+        Turn("find", f"Where is the {target.name}?", "[1, 2, 3, 4]", boxed=(target,)),
+        Turn("yes_no", f"Is there a {target.name}?", "Yes.", sought=(target,)),
+        Turn("yes_no", "Is there a boat?", "No.", sought=()),
+    ]
+    found = []
+    for turn in words:
+        monkeypatch.setattr(samples_module, "converse", lambda *_, turn=turn: [turn])
+        batch = make_batch(tokenizer_folder, chained=(False,))
+        gaze = run_states(twin, batch, features_of(twin, batch), prefix).gaze
+        own = batch["turn"][0] == 1
+        prompt = [*prefix.tolist(), IMAGE_TOKEN_INDEX, *batch["ids"][0][own].tolist()]
+        tokens = twin.embed_inputs(prompt, normalise(batch["pixels"]))
+        weights = attention_of(twin, tokens, 1, monkeypatch)[0]
+        at = (batch["look"][0] >= 0).nonzero().flatten()
+        assert len(at) == (4 if turn.boxed else 1)
+        shares = weights[:, len(prefix) + CELLS + at]
+        if turn.sought == ():
+            seen = shares[..., : len(prefix)]
+        else:
+            cells = batch["cells"][0, batch["look"][0, at[0]]]
+            assert 0 < cells.sum() < CELLS
+            seen = shares[..., len(prefix) : len(prefix) + CELLS][..., cells]
+        expected = -seen.sum(-1).log().mean()
+        assert gaze.item() == pytest.approx(expected.item(), rel=1e-4)
+        found.append(gaze.item())
+    assert max(found) > 1.1 * min(found)
+
+
+def test_gaze_loss_teaches_to_look(tokenizer, tokenizer_folder, prefix):
+    """A few steps on it alone move the heads' attention; without questions that look it is 0."""
+    twin = tiny_twin(tokenizer)
+    batch = make_batch(tokenizer_folder)
+    features = features_of(twin, batch).detach()
+    optimizer = torch.optim.AdamW(twin.llama.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(8):
+        loss = run_states(twin, batch, features, prefix).gaze
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.6 * losses[0]
+    batch["look"] = torch.full_like(batch["look"], -1)
+    assert run_states(twin, batch, features, prefix).gaze == 0
 
 
 # The loss.
@@ -295,8 +359,8 @@ def test_a_few_steps_learn_a_batch(tokenizer, tokenizer_folder, prefix, numbers)
     optimizer = torch.optim.AdamW(twin.parameters(), lr=3e-3)
     losses = []
     for _ in range(6):
-        states, targets = run_states(twin, batch, features, prefix)
-        loss = token_loss(twin.llama.lm_head(states), targets, numbers, 2.0)
+        states = run_states(twin, batch, features, prefix)
+        loss = token_loss(twin.llama.lm_head(states.hidden), states.targets, numbers, 2.0)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -7,9 +7,14 @@ worth on overlapping pairs. ``--model`` may be repeated (float32, 8-bit, 4-bit f
 
 import argparse
 import json
+import os
 import platform
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from multiprocessing import get_context
 from pathlib import Path
 
 import mlx.core as mx
@@ -56,10 +61,49 @@ def twin_answerer(folder: Path, processor) -> Answer:
     return answer
 
 
-def run(label: str, answer: Answer, scenes, kinds: set[str] | None = None) -> list[dict]:
+@dataclass(frozen=True)
+class Contender:
+    """What is measured, in a form that a worker process can build for itself: an MLX folder (None:
+    the bundled model), or the PyTorch twin in ``twin`` on the points of that folder's processor."""
+
+    model: str | None
+    twin: Path | None = None
+    zero_regions: bool = False
+
+    def answerer(self) -> Answer:
+        answer, processor = mlx_answerer(self.model, self.zero_regions)
+        return twin_answerer(self.twin, processor) if self.twin else answer
+
+
+def measure(
+    label: str, contender: Contender, numbers: range, kinds: frozenset[str] | None, workers: int
+) -> list[dict]:
+    """``run`` on the test scenes ``numbers``, in this process or spread over ``workers``."""
+    if workers == 1:
+        scenes = load_scenes(len(numbers), numbers.start)
+        return run(contender.answerer(), tqdm(scenes, desc=label, mininterval=5), kinds)
+    parts = [numbers[i : i + 10] for i in range(0, len(numbers), 10)]
+    # Spawned, since neither MLX nor torch survives a fork; a thread each, or they take turns.
+    os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+        jobs = pool.map(_measure_part, *zip(*[(contender, p, kinds) for p in parts], strict=True))
+        return [r for part in tqdm(jobs, label, len(parts), mininterval=5) for r in part]
+
+
+def _measure_part(contender: Contender, numbers: range, kinds) -> list[dict]:
+    return run(_answerer(contender), load_scenes(len(numbers), numbers.start), kinds)
+
+
+@lru_cache(1)
+def _answerer(contender: Contender) -> Answer:
+    torch.set_num_threads(1)
+    return contender.answerer()
+
+
+def run(answer: Answer, scenes, kinds=None) -> list[dict]:
     """One record per question: scene, kind, answer, score."""
     records = []
-    for number, scene in tqdm(scenes, desc=label, mininterval=5):
+    for number, scene in scenes:
         for order, question in enumerate(questions(scene, number)):
             if kinds and question.kind not in kinds:
                 continue
@@ -104,6 +148,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--twin", type=Path, help="released-layout folder for the PyTorch twin")
     parser.add_argument("--scenes", type=int, default=1000)
     parser.add_argument("--first-scene", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=1, help="processes, of one thread each")
     parser.add_argument("--no-pairs", action="store_true", help="skip the zeroed-regions run")
     parser.add_argument("--output", type=Path, help="write every answer here, as JSON lines")
     return parser.parse_args()
@@ -111,24 +156,23 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    scenes = load_scenes(args.scenes, args.first_scene)
+    numbers = range(args.first_scene, args.first_scene + args.scenes)
     began = time.time()
-    runs: dict[str, list[dict]] = {}
-    processor = None
-    for path in args.model or [None]:
-        label = Path(path).name if path else "bundled"
-        answer, processor = mlx_answerer(path)
-        runs[label] = run(label, answer, scenes)
-    rows = {label: summarise(records) for label, records in runs.items()}
-    first = next(iter(runs))
-    if not args.no_pairs:
-        answer, _ = mlx_answerer((args.model or [None])[0], zero_regions=True)
-        rows[f"{first}, region vectors zero"] = summarise(
-            run("regions zero", answer, scenes, {"pair", "point", "silhouette", "box"})
-        )
+    models = args.model or [None]
+    contenders = {Path(m).name if m else "bundled": Contender(m) for m in models}
+    first = next(iter(contenders))
     if args.twin:
-        runs["PyTorch twin"] = run("twin", twin_answerer(args.twin, processor), scenes)
-        rows["PyTorch twin"] = summarise(runs["PyTorch twin"])
+        contenders["PyTorch twin"] = Contender(models[0], twin=args.twin)
+    runs = {
+        label: measure(label, contender, numbers, None, args.workers)
+        for label, contender in contenders.items()
+    }
+    rows = {label: summarise(records) for label, records in runs.items()}
+    if not args.no_pairs:
+        kinds = frozenset({"pair", "point", "silhouette", "box"})
+        zero = Contender(models[0], zero_regions=True)
+        label = f"{first}, region vectors zero"
+        rows[label] = summarise(measure(label, zero, numbers, kinds, args.workers))
     for label in list(runs)[1:]:
         rows[label]["same answers"] = agreement(runs[first], runs[label])
     if args.output:

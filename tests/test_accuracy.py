@@ -177,7 +177,7 @@ def perfect(image, question: Question, seed: int) -> str:
 
 
 def test_perfect_answers_get_full_marks(scenes):
-    records = run("perfect", perfect, scenes[:30])
+    records = run(perfect, scenes[:30])
     found = summarise(records)
     assert found["questions"] == len(records) == sum(len(questions(s, n)) for n, s in scenes[:30])
     for kind in ("point", "box", "silhouette", "yes_no", "pair", "find@0.5", "find@0.75"):
@@ -195,7 +195,7 @@ def test_run_asks_kinds_with_the_same_seeds(scenes):
             seen.append((image.size, question.kind, question.text, seed))
             return "No."
 
-        records = run("some", answer, scenes[:8], kinds)
+        records = run(answer, scenes[:8], kinds)
         assert [r["kind"] for r in records] == [kind for _, kind, _, _ in seen]
         seeds.append(seen)
     full, some = seeds
@@ -292,6 +292,15 @@ def test_program_compares_models_and_twin(mlx_folder, parity, tmp_path, monkeypa
     assert len(answers) == 2 * count
     assert {a["scene"] for a in answers} == {3}
     assert any(a["text"] for a in answers)
+
+
+def test_workers_answer_alike(mlx_folder):
+    """Spread over processes, the same records come back in the same order."""
+    contender, numbers = accuracy.Contender(str(mlx_folder)), range(2, 14)
+    kinds = frozenset({"yes_no", "point"})
+    alone, spread = (accuracy.measure("", contender, numbers, kinds, n) for n in (1, 2))
+    assert alone == spread
+    assert sorted({r["scene"] for r in alone}) == list(numbers)
 
 
 def test_naming_is_what_the_benchmark_asks_in(scenes):

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
 from typing import Any
 
 import mlx.nn as nn
@@ -108,7 +109,7 @@ def quantize_model_parts(
             f"{options.group_size} ({skipped[0]}, ...)",
             file=sys.stderr,
         )
-    with redirect_stdout(sys.stderr):
+    with redirect_stdout(StringIO()):  # its line on bits per weight: the table at the end says it
         _, config = quantize_model(
             model,
             config,

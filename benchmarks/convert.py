@@ -182,7 +182,7 @@ def main() -> None:
     add = parser.add_argument
     add("--size", choices=GEOMETRIES, action="append", help="a true size; may be repeated")
     add("--beside", type=int, default=8, metavar="LAYERS",
-        help="layers of a 7B for the comparison with the released way (default: 8; 0: none)")  # fmt: skip
+        help="of a 7B, for the comparison with the released way (default: 8; 0: none)")  # fmt: skip
     add("--scale", type=float, default=1.0, help="of all widths and depths, to try this out")
     add("--work", type=Path, default=Path("out/benchmark"), help="folder on a disk with space")
     add("--json", type=Path, metavar="FILE", help="write the results there too")

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from .checkpoint import Checkpoint, open_checkpoint
 from .config import FerretConfig
-from .dequantization import DequantizedCheckpoint
+from .dequantization import DequantizedCheckpoint, dequantize
 from .hub import find_folder
 from .json_fields import read_json
 from .loading import quantize_layers
@@ -96,7 +96,7 @@ def _check_tensors(folder: Path, packed: Checkpoint, config: FerretConfig) -> No
         quantize_layers(model, config.quantization, blank)
     advice = "convert the checkpoint again"
     check_weights(model, blank, folder, advice)
-    for name, expected in tree_flatten(model.parameters()):
+    for name, expected in dict(tree_flatten(model.parameters())).items():
         found = blank[name].dtype
         floats = mx.issubdtype(found, mx.floating) and mx.issubdtype(expected.dtype, mx.floating)
         if found != expected.dtype and not floats:
@@ -146,7 +146,7 @@ def _compare(
             found.add(block, stored)
             if layer.quantization is not None:
                 again = mx.quantize(block, **layer.quantization)
-                expected.add(block, mx.dequantize(*again, **layer.quantization))
+                expected.add(block, dequantize(again, layer.quantization))
         tqdm.write(f"{found.value:.3e} {found.largest:.3e} {name}")
         if not found.value <= _TOLERANCE * expected.value:
             raise ValueError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from typing import Any
 
 from mlx_lm.convert import MODEL_CONVERSION_DTYPES
 
@@ -32,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     convert(**args)
 
 
-def _check(folder: str, against: str | None, args: dict[str, object]) -> None:
+def _check(folder: str, against: str | None, args: dict[str, Any]) -> None:
     sources = {name: args.pop(name) for name in ("base_path", "vision_tower")}
     for name, value in args.items():
         if value:

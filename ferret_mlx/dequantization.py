@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -11,6 +11,12 @@ from .checkpoint import Checkpoint
 from .tensor_files import TensorInfo
 
 _WORD = 32  # bits of a packed element
+
+
+def dequantize(parts: Sequence[mx.array], options: dict[str, Any]) -> mx.array:
+    """The weight that mx.quantize made `parts` of: packed values, scales and maybe biases."""
+    packed, scales, *biases = parts
+    return mx.dequantize(packed, scales, biases[0] if biases else None, **options)
 
 
 class DequantizedCheckpoint:
@@ -64,7 +70,7 @@ class DequantizedCheckpoint:
         if _beside(name, "biases") in self._packed:
             parts.append(_beside(name, "biases"))
         for values in zip(*(self._packed.blocks(part, rows) for part in parts), strict=True):
-            yield mx.dequantize(*values, **options)
+            yield dequantize(values, options)
 
     def location(self, name: str) -> str:
         return self._packed.location(name)
@@ -84,7 +90,7 @@ class DequantizedCheckpoint:
             for part in ("scales", "biases"):
                 if f"{layer}.{part}" in self._packed:
                     blank.append(mx.zeros(*self._packed.info(f"{layer}.{part}")))
-            mx.dequantize(*blank, **options)  # only shapes and options are checked here
+            dequantize(blank, options)  # lazy: only shapes and options are checked here
         except (ValueError, TypeError, RuntimeError) as error:
             raise ValueError(
                 f"{self._packed.path}: {weight} does not fit its quantization in config.json "

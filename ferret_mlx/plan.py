@@ -111,7 +111,7 @@ def make_plan(source: Source, options: Quantization | None, dtype: str | None) -
 def _layers(model: Model, blank: dict[str, mx.array]) -> list[Layer]:
     written = {
         name: TensorInfo(value.shape, value.dtype)
-        for name, value in tree_flatten(model.parameters())
+        for name, value in dict(tree_flatten(model.parameters())).items()
     }
     modules = dict(model.named_modules())
     layers = []

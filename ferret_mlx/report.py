@@ -43,9 +43,10 @@ class RelativeError:
         difference = restored.astype(mx.float32) - values
         sums = mx.square(difference).sum(), mx.square(values).sum(), mx.abs(difference).max()
         mx.eval(*sums)
-        self._difference += sums[0].item()
-        self._values += sums[1].item()
-        self.largest = max(self.largest, sums[2].item())
+        difference_squared, values_squared, largest = (float(x) for x in sums)
+        self._difference += difference_squared
+        self._values += values_squared
+        self.largest = max(self.largest, largest)
 
     @property
     def value(self) -> float:
@@ -58,7 +59,9 @@ def table(reports: Iterable[TensorReport]) -> str:
     """Lines of text: for each part its tensors, parameters, bits per weight, size on disk and
     the largest relative quantization error of one of its tensors."""
     reports = list(reports)
-    rows = [("part", "tensors", "parameters", "bits/weight", "size", "largest error")]
+    rows: list[tuple[str, ...]] = [
+        ("part", "tensors", "parameters", "bits/weight", "size", "largest error")
+    ]
     for prefix, part in PARTS.items():
         rows.append(_row(part, [r for r in reports if r.name.startswith(prefix)]))
     rows.append(_row("all", reports))

@@ -77,7 +77,7 @@ class Source:
                 values |= _entries_of_inside_tower(values)
             self.config = FerretConfig.from_dict(values)
 
-            language = self._main
+            language: Tensors = self._main
             if base is not None:
                 base_folder = find_folder(base, "--base-path", tokenizer=False)
                 opened.append(stack.enter_context(open_checkpoint(base_folder)))
@@ -98,7 +98,7 @@ class Source:
 
     def names(self) -> list[str]:
         """In the order of the model's parameters, which is that of its layers."""
-        return [name for name, _ in tree_flatten(self._model.parameters())]
+        return list(dict(tree_flatten(self._model.parameters())))
 
     def info(self, name: str) -> TensorInfo:
         """Shape in an MLX folder, and dtype as it is read."""

@@ -10,6 +10,7 @@ import mlx.core as mx
 import numpy as np
 from tqdm import tqdm
 
+from .dequantization import dequantize
 from .output import WorkingFolder
 from .plan import Layer, Plan, Shard
 from .report import RelativeError, TensorReport
@@ -84,16 +85,17 @@ def _write_shard(
 ) -> Iterator[TensorReport]:
     with ShardWriter(folder.temporary(shard.file), shard.tensors) as writer:
         for layer in shard.layers:
-            error = RelativeError() if layer.quantization else None
+            options = layer.quantization
+            error = RelativeError() if options is not None else None
             for block in cast_blocks(source, layer):
                 parts = [block]
-                if layer.quantization:
-                    parts = list(mx.quantize(block, **layer.quantization))
+                if options is not None:
+                    parts = list(mx.quantize(block, **options))
                     mx.eval(parts)
                 for name, part in zip(layer.written, parts, strict=True):
                     writer.append(name, part)
-                if error is not None:
-                    error.add(block, mx.dequantize(*parts, **layer.quantization))
+                if options is not None and error is not None:
+                    error.add(block, dequantize(parts, options))
                 bar.update(block.size * source.info(layer.name).dtype.size)
             yield TensorReport(
                 layer.name, layer.parameters, layer.bytes, error.value if error else None

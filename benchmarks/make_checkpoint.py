@@ -7,18 +7,16 @@ memory it takes does not depend on the size.
 
 import argparse
 import json
-import pickle
 import shutil
-import zipfile
 import zlib
-from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
 import numpy as np
-import torch
+
+from benchmarks.torch_writer import write_torch_file
 
 # Tokenizer files with the real LLaMA vocabulary, and a config to fill in.
 TEMPLATE = Path(__file__).parents[1] / "tests" / "data" / "parity" / "delta"
@@ -132,41 +130,8 @@ def values(name: str, shape: tuple[int, ...], is_delta: bool, seed: int) -> Iter
         left -= len(block)
 
 
-class _Storage:
-    def __init__(self, key: int, count: int):
-        self.pid = ("storage", torch.HalfStorage, str(key), "cpu", count)
-
-
-class _Tensor:
-    """Pickles as torch.save pickles a tensor, without having its values."""
-
-    def __init__(self, key: int, shape: tuple[int, ...]):
-        strides = tuple(prod(shape[i + 1 :]) for i in range(len(shape)))
-        self.arguments = (_Storage(key, prod(shape)), 0, shape, strides, False, OrderedDict())
-
-    def __reduce__(self):
-        return torch._utils._rebuild_tensor_v2, self.arguments
-
-
-class _Pickler(pickle.Pickler):
-    def persistent_id(self, value):
-        return value.pid if isinstance(value, _Storage) else None
-
-
-def write_torch_file(path: Path, shapes: Shapes, is_delta: bool, seed: int) -> None:
-    """A file as torch.save makes it, one block of values in memory at a time."""
-    with zipfile.ZipFile(path, "w") as archive:
-        with archive.open("archive/data.pkl", "w") as record:
-            tensors = OrderedDict(
-                (name, _Tensor(key, shape)) for key, (name, shape) in enumerate(shapes.items())
-            )
-            _Pickler(record, 2).dump(tensors)
-        archive.writestr("archive/byteorder", "little")
-        for key, (name, shape) in enumerate(shapes.items()):
-            with archive.open(f"archive/data/{key}", "w") as record:
-                for block in values(name, shape, is_delta, seed):
-                    record.write(block.data)
-        archive.writestr("archive/version", "3\n")
+def write_random_file(path: Path, shapes: Shapes, is_delta: bool, seed: int) -> None:
+    write_torch_file(path, shapes, lambda name: values(name, shapes[name], is_delta, seed))
 
 
 def write_sharded(folder: Path, shapes: Shapes, limit: float, is_delta: bool, seed: int) -> None:
@@ -183,7 +148,7 @@ def write_sharded(folder: Path, shapes: Shapes, limit: float, is_delta: bool, se
     weight_map = {}
     for i, shard in enumerate(shards, 1):
         file = f"pytorch_model-{i:05d}-of-{len(shards):05d}.bin"
-        write_torch_file(folder / file, shard, is_delta, seed)
+        write_random_file(folder / file, shard, is_delta, seed)
         weight_map |= dict.fromkeys(shard, file)
     index = {
         "metadata": {"total_size": sum(2 * prod(shape) for shape in shapes.values())},
@@ -231,7 +196,7 @@ def make_checkpoint(out: Path, geometry: Geometry, limit: float = SHARD_BYTES, s
     preprocessor = json.loads((template / "preprocessor_config.json").read_text())
     preprocessor |= {"size": {"shortest_edge": 336}, "crop_size": {"height": 336, "width": 336}}
     (tower / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2))
-    write_torch_file(tower / "pytorch_model.bin", vision_shapes(geometry), False, seed)
+    write_random_file(tower / "pytorch_model.bin", vision_shapes(geometry), False, seed)
 
 
 def chosen_geometry(size: str, scale: float = 1.0, layers: int | None = None):

@@ -85,6 +85,9 @@ class DequantizedCheckpoint:
         }
         weight = f"{layer}.weight"
         try:
+            for key in ("group_size", "bits"):
+                if type(options[key]) is not int:
+                    raise TypeError(f"{key} is {options[key]!r}")
             shape, dtype = self._packed.info(weight)
             blank = [mx.zeros(shape, dtype)]
             for part in ("scales", "biases"):

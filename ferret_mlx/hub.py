@@ -62,13 +62,12 @@ def reason(error: Exception) -> str:
 def upload_folder(folder: Path, repo: str) -> None:
     """Upload a finished folder, resuming where an earlier try stopped. Raises ValueError."""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
 
     try:
         api = HfApi()
         api.create_repo(repo_id=repo, exist_ok=True)
         api.upload_large_folder(folder_path=folder, repo_id=repo, repo_type="model")
-    except (HfHubHTTPError, OSError, ValueError) as error:
+    except Exception as error:  # those of the HTTP library come through, too
         raise ValueError(
             f"{folder} is written, but the upload to {repo} failed: {reason(error)}."
         ) from None
@@ -77,7 +76,6 @@ def upload_folder(folder: Path, repo: str) -> None:
 
 def _fetch(hub_id: str, purpose: str, metadata: tuple[str, ...], weights: bool) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
 
     patterns = [*metadata, *(f"vision_tower/{file}" for file in metadata)]
     if weights:
@@ -85,7 +83,7 @@ def _fetch(hub_id: str, purpose: str, metadata: tuple[str, ...], weights: bool) 
         patterns += [*formats, *(f"vision_tower/{file}" for file in formats)]
     try:
         return Path(snapshot_download(hub_id, allow_patterns=patterns))
-    except (HfHubHTTPError, OSError, ValueError) as error:
+    except Exception as error:  # those of the HTTP library come through, too
         raise FileNotFoundError(
             f"{hub_id} for {purpose} is no folder here and could not be fetched from the Hub "
             f"({reason(error)}); {_next_step(hub_id, error)}."

@@ -18,7 +18,7 @@ from .tensor_files import TensorInfo
 # Finished shards are what a resumed conversion keeps, hence smaller ones than mlx-lm's of 5 GB.
 SHARD_BYTES = 1 << 30
 # Elements that are read, added and quantized at a time; about 30 bytes of memory each.
-BLOCK_ELEMENTS = 1 << 22
+BLOCK_ELEMENTS = 1 << 20
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ def test_shards_of_the_true_7b(tmp_path, monkeypatch):
     """9.98 GB and the rest, as in the released files."""
     sizes = []
 
-    def measured(path, shapes, is_delta, seed):
+    def measured(path, shapes, values):
         sizes.append(sum(2 * prod(shape) for shape in shapes.values()))
 
     monkeypatch.setattr("benchmarks.make_checkpoint.write_torch_file", measured)

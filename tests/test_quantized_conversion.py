@@ -252,3 +252,15 @@ def test_float32_and_bfloat16_sources(parity, tmp_path, dtype):
         if ours in found:
             assert np.array_equal(np.array(found.pop(ours)), tensor.numpy()), name
     assert not any(name.startswith("language_model.") for name in found)
+
+
+def test_lazy_load(parity, tmp_path, monkeypatch):
+    """Nothing of the weights is brought in before it is used, as a 13B may not fit into memory."""
+    out = quantized(parity, tmp_path / "out", bits=4, group_size=32)
+    expected = dict(tree_flatten(load(out, dequantize=False)[0].parameters()))
+    with monkeypatch.context() as patch:
+        patch.setattr(mx, "eval", lambda *args: pytest.fail("evaluated"))
+        model, _ = load(out, dequantize=False, lazy=True)
+    found = dict(tree_flatten(model.parameters()))
+    assert set(found) == set(expected)
+    assert all(mx.array_equal(found[name], value) for name, value in expected.items())

@@ -78,7 +78,7 @@ def generate_main(argv: Sequence[str] | None = None) -> None:
 def convert_main(argv: Sequence[str] | None = None) -> None:
     """Convert a checkpoint as the arguments say; exits with 2 on bad input, 130 on Ctrl-C."""
     # Imports mlx_lm, which takes seconds: inside, so that Ctrl-C ends it without a traceback.
-    from .convert import main
+    from .convert_command import main
 
     main(argv)
 

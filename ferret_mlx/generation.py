@@ -174,7 +174,7 @@ def _answer_steps(
         )  # fmt: skip
         return
     with mx.stream(generation_stream):
-        logits = model(ids[None], cache=prompt_cache, input_embeddings=embeddings)[:, -1]
+        logits = model.next_logits(ids[None], prompt_cache, embeddings)
         logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
         token = sampler(logprobs)
     yield cast(int, token.item()), logprobs[0]

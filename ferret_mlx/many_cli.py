@@ -31,7 +31,7 @@ def answer_file(args: argparse.Namespace) -> None:
                 "questions at once; leave one of the two out."
             )
     image = open_image(args.image)
-    questions = read_questions(args.questions, args.prompt, image.size)
+    questions = read_questions(args.questions, args.prompt, image.size, args.stroke_width)
     texts = [_check(index, question, image.size) for index, question in enumerate(questions)]
     model, processor, loading = load_model(args.model)
     from .session import Session

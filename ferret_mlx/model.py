@@ -56,6 +56,20 @@ class Model(nn.Module):
         """(1, L) ids, or (1, L, D) embeddings that take their place -> (1, L, V) logits."""
         return self.language_model(inputs, cache, input_embeddings)
 
+    def next_logits(self, inputs: mx.array, cache: list[Any], embeddings: mx.array) -> mx.array:
+        """(1, V) logits of what follows the last position; see `__call__`.
+
+        Those of all positions of a prompt would take tens of megabytes and be thrown away.
+        """
+        text = self.language_model
+        last = text.model(inputs, cache, embeddings)[:, -1]
+        return text.model.embed_tokens.as_linear(last) if self.is_tied else text.lm_head(last)
+
+    @property
+    def is_tied(self) -> bool:
+        """Whether the word embeddings are the output layer, too."""
+        return self.config.text["tie_word_embeddings"]
+
     @property
     def layers(self) -> list[nn.Module]:
         return self.language_model.layers
@@ -170,7 +184,7 @@ class Model(nn.Module):
         if name.startswith("vision_tower.post_layernorm."):
             return True
         if name == "language_model.lm_head.weight":
-            return self.config.text["tie_word_embeddings"]
+            return self.is_tied
         layer = name.removeprefix("vision_tower.encoder.layers.")
         return layer != name and int(layer.split(".")[0]) >= self.config.vision.layers_used
 

@@ -26,7 +26,12 @@ class Question:
     kinds: list[str]
 
 
-def read_questions(source: str, prompt: str | None, size: tuple[int, int]) -> list[Question]:
+def read_questions(
+    source: str,
+    prompt: str | None,
+    size: tuple[int, int],
+    stroke_width: float = STROKE_WIDTH,
+) -> list[Question]:
     """The entries of a JSON list.
 
     An entry is ``{"prompt": TEXT, "regions": [REGION, ...]}``, where the prompt may be left out if
@@ -38,6 +43,7 @@ def read_questions(source: str, prompt: str | None, size: tuple[int, int]) -> li
         source: a path, or ``-`` for stdin.
         prompt: for entries without one.
         size: (w, h) of the picture.
+        stroke_width: of strokes without a width.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -56,13 +62,15 @@ def read_questions(source: str, prompt: str | None, size: tuple[int, int]) -> li
     questions = []
     for index, entry in enumerate(entries):
         try:
-            questions.append(_question(entry, prompt, size))
+            questions.append(_question(entry, prompt, size, stroke_width))
         except ValueError as error:
             raise ValueError(f"{name}, entry {index}: {error}") from error
     return questions
 
 
-def _question(entry: Any, prompt: str | None, size: tuple[int, int]) -> Question:
+def _question(
+    entry: Any, prompt: str | None, size: tuple[int, int], stroke_width: float
+) -> Question:
     if not isinstance(entry, dict):
         raise ValueError(f"got {json.dumps(entry)}, expected an object.")
     if any(kind in entry for kind in _KINDS):
@@ -79,7 +87,7 @@ def _question(entry: Any, prompt: str | None, size: tuple[int, int]) -> Question
     given = entry.get("regions", [])
     if not isinstance(given, list):
         raise ValueError(f"regions is {json.dumps(given)}, expected a list.")
-    flags = [_region(region) for region in given]
+    flags = [_region(region, stroke_width) for region in given]
     regions = []
     for number, (flag, width) in enumerate(flags):
         try:
@@ -89,7 +97,7 @@ def _question(entry: Any, prompt: str | None, size: tuple[int, int]) -> Question
     return Question(text, regions, [flag.kind for flag, _ in flags])
 
 
-def _region(values: Any) -> tuple[RegionFlag, float]:
+def _region(values: Any, stroke_width: float) -> tuple[RegionFlag, float]:
     """The region as the command line has it, and the width of its stroke."""
     kinds = [kind for kind in _KINDS if isinstance(values, dict) and kind in values]
     extra = set(values) - {*kinds, "width"} if kinds else set()
@@ -99,7 +107,7 @@ def _region(values: Any) -> tuple[RegionFlag, float]:
             f"{', '.join(_KINDS)} (and width, of a stroke)."
         )
     kind, value = kinds[0], values[kinds[0]]
-    width = values.get("width", STROKE_WIDTH)
+    width = values.get("width", stroke_width)
     if kind == "mask":
         fits = isinstance(value, str)
     elif kind in _NUMBERS:

@@ -232,17 +232,18 @@ class Session:
         kv_bits = options.get("kv_bits")
         if kv_bits != self.prompt_cache.kv_bits:
             self.forget_keys(kv_bits)
-        known = common_length(self.prompt_cache.ids, ids)
+        cache = self.prompt_cache
+        known = common_length(cache.ids, ids)
         if len(exchanges) <= len(self.exchanges):
             # Turns were dropped: equal ids further on may stand for other regions.
             known = min(known, len(self.prefix_ids))
-        self.prompt_cache.trim(known)
+        cache.trim(known)
         new = ids[known:]
         said: list[int] = []
         self.exchanges = exchanges[:-1]
         chunks = stream_answer(
             self.model, self.processor.tokenizer, self.model.expand_ids(new),
-            lambda: self._embed(new, points), prompt_cache=self.prompt_cache.layers, **options,
+            lambda: self._embed(new, points), prompt_cache=cache.layers, **options,
         )  # fmt: skip
         whole = False
         try:
@@ -260,7 +261,7 @@ class Session:
             raise
         finally:
             if whole:
-                self.prompt_cache.record([*ids, *said])
+                cache.record([*ids, *said])
             else:
                 # An interrupt inside a step may have left the layers at different positions.
                 self.forget_keys(kv_bits)

@@ -83,9 +83,11 @@ def test_questions_from_stdin(monkeypatch):
 def test_shapes_are_those_of_the_command_line(tmp_path):
     path = tmp_path / "questions.json"
     path.write_text('[{"stroke": [[5, 5]]}, {"stroke": [[5, 5]], "width": 3}]')
-    wide_dot, dot = (question.regions[0] for question in read_questions(str(path), "?", (20, 20)))
-    assert np.array_equal(wide_dot.pixels, FreeForm.from_stroke([(5, 5)], 10, (20, 20)).pixels)
-    assert np.array_equal(dot.pixels, FreeForm.from_stroke([(5, 5)], 3, (20, 20)).pixels)
+    for options, widths in (([], (10, 3)), ([6], (6, 3))):
+        questions = read_questions(str(path), "?", (20, 20), *options)
+        for question, width in zip(questions, widths, strict=True):
+            expected = FreeForm.from_stroke([(5, 5)], width, (20, 20))
+            assert np.array_equal(question.regions[0].pixels, expected.pixels)
 
 
 def test_no_question_no_line(ask, capsys):

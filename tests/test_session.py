@@ -1,12 +1,12 @@
 """Follow-up questions: the answers of fresh runs, from new tokens alone."""
 
-import functools
 from dataclasses import replace
 
 import mlx.core as mx
 import numpy as np
 import pytest
 from mlx_lm.models.cache import QuantizedKVCache
+from mlx_lm.models.llama import LlamaModel
 from PIL import Image
 
 from ferret_mlx import session as session_module
@@ -50,19 +50,18 @@ def fresh(parity_model, processor, image):
 def work(monkeypatch) -> dict:
     """How many images are encoded and positions evaluated."""
     counted = {"images": 0, "calls": []}
-    encode, call = Model.encode_image, Model.__call__
+    encode, call = Model.encode_image, LlamaModel.__call__
 
     def counting_encode(self, *args):
         counted["images"] += 1
         return encode(self, *args)
 
-    @functools.wraps(call)
     def counting_call(self, inputs, *args, **options):
         counted["calls"].append(inputs.shape[1])
         return call(self, inputs, *args, **options)
 
     monkeypatch.setattr(Model, "encode_image", counting_encode)
-    monkeypatch.setattr(Model, "__call__", counting_call)
+    monkeypatch.setattr(LlamaModel, "__call__", counting_call)
     return counted
 
 

@@ -87,6 +87,8 @@ def _load_model(folder: Path, config: FerretConfig, dequantize: bool, lazy: bool
             model.set_dtype(mx.float32)  # some modes dequantize to bfloat16
     if not lazy:
         mx.eval(model.parameters())
+        for stage in range(len(config.sampler.stages)):
+            model.region_sampler.folded(stage)
     return model
 
 

@@ -15,6 +15,12 @@ def parity() -> Path:
 
 
 @pytest.fixture(scope="session")
+def evaluation() -> Path:
+    """Data sets, answers and scores of the released evaluation scripts (data/eval/README.md)."""
+    return DATA / "eval"
+
+
+@pytest.fixture(scope="session")
 def manifest(parity) -> list[dict]:
     return json.loads((parity / "golden" / "manifest.json").read_text())
 

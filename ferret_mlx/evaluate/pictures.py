@@ -23,3 +23,9 @@ def read_picture(path: Path) -> np.ndarray:
     except Exception:
         open_image(path)  # says what is wrong
         raise
+
+
+def picture_size(path: Path) -> tuple[int, int]:
+    """(w, h) in pixels as stored, from the file's head."""
+    with Image.open(path) as picture:
+        return picture.size

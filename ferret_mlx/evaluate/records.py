@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+OWN_FILES = {"answers.jsonl", "verdicts.jsonl"}  # of a run; they may lie beside released ones
+
 _CHUNK = re.compile(r"([0-9]+)_of_([0-9]+)\.jsonl")
 
 
@@ -90,7 +92,7 @@ def answer_files(path: Path, single: str) -> list[Path]:
         if match := _CHUNK.fullmatch(file.name):
             chunks[int(match[1]), int(match[2])] = file
     if not chunks:
-        files = sorted(path.glob(single))
+        files = sorted(file for file in path.glob(single) if file.name not in OWN_FILES)
         if len(files) != 1:
             raise FileNotFoundError(
                 f"{path} holds {len(files)} files of answers called {single} and no k_of_n.jsonl; "

@@ -1,0 +1,107 @@
+"""The folder of a run: what it asks with, and its answers as far as they got."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from .benchmark import Benchmark
+from .records import read_json, read_lines, take
+
+RUN_FILE = "run.json"
+ANSWER_FILE = "answers.jsonl"
+RELEASED_FOLDER = "released"
+
+
+class AnswerLog:
+    """``answers.jsonl`` of a run: one line for each answer, written as soon as it is there.
+
+    Args:
+        folder: of the run; created.
+        benchmark: what is asked.
+        settings: what the answers depend on (model, seed, ...); kept in ``run.json``.
+
+    A line that was cut by an interruption is dropped, and its item asked again.
+
+    Raises ValueError when the folder holds answers of a run with other settings, of other data,
+    or damaged ones; OSError when it cannot be written.
+    """
+
+    def __init__(self, folder: Path, benchmark: Benchmark, settings: dict[str, Any]):
+        self.path = folder / ANSWER_FILE
+        self.settings = {
+            "benchmark": benchmark.name, "options": benchmark.options,
+            "data": benchmark.digest(), **settings,
+        }  # fmt: skip
+        folder.mkdir(parents=True, exist_ok=True)
+        self._check_settings(folder / RUN_FILE)
+        drop_cut_line(self.path)
+        self.answers = read_log(self.path, benchmark) if self.path.exists() else {}
+
+    def append(self, key: str, text: str, **facts: Any) -> None:
+        """Keep one answer; facts: what else is known about it."""
+        self.answers[key] = {"key": key, "text": text, **facts}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(self.answers[key]) + "\n")
+
+    def texts(self) -> dict[str, str]:
+        """The answers by the key of their item."""
+        return {key: line["text"] for key, line in self.answers.items()}
+
+    def _check_settings(self, path: Path) -> None:
+        if not path.exists() or not self.path.exists():
+            write_whole(path, json.dumps(self.settings, indent=2) + "\n")
+            return
+        known = read_json(path)
+        for name, value in self.settings.items():
+            if not isinstance(known, dict) or known.get(name) != value:
+                before = known.get(name) if isinstance(known, dict) else known
+                raise ValueError(
+                    f"{path.parent} holds answers of another run: {name} was "
+                    f"{json.dumps(before)}, now it is {json.dumps(value)}; give another --output."
+                )
+
+
+def read_log(path: Path, benchmark: Benchmark) -> dict[str, dict[str, Any]]:
+    """Lines of an answer log by the key of their item. Raises ValueError."""
+    known = {item.key for item in benchmark.items}
+    answers: dict[str, dict[str, Any]] = {}
+    for where, line in read_lines(path):
+        key = take(line, "key", str, where)
+        take(line, "text", str, where)
+        if key not in known:
+            raise ValueError(f"{where} answers {key}, which is not in the data; give its data.")
+        if key in answers:
+            raise ValueError(f"{where} answers {key} a second time; remove one of the two.")
+        answers[key] = line
+    return answers
+
+
+def drop_cut_line(path: Path) -> None:
+    """Shorten a file of lines to those that are whole."""
+    if not path.exists():
+        return
+    with path.open("rb+") as file:
+        content = file.read()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            file.truncate(whole)
+
+
+def write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
+    """Write a JSON-lines file, under its name only once it is whole."""
+    write_whole(path, "".join(json.dumps(line) + "\n" for line in lines))
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file, under its name only once it is whole; makes its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,172 @@
+"""The command line: python -m ferret_mlx.evaluate NAME --data ... --images ... --output DIR"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..arguments import number
+from ..errors import ArgumentParser, run_command
+from ..terminal import load_model, report, report_loaded
+from .answer_log import ANSWER_FILE, AnswerLog, read_log
+from .benchmark import Benchmark, Item, check_complete
+from .ferret_bench import FerretBench
+from .flickr import Flickr
+from .judged import Judged
+from .llava_bench import LLaVABench
+from .lvis import FORMATS, LVIS
+from .pictures import picture_size
+from .point_grid import PointGrid
+from .pope import POPE
+from .refcoco import RefCOCO
+from .results import RESULT_FILE, build_results, table, write_released, write_results
+from .runner import Asking, answer_items, check_pictures
+from .worst import FOLDER, save_worst
+
+if TYPE_CHECKING:
+    from ..model import Model
+    from ..processor import Processor
+
+NAMES = ("refcoco", "flickr", "lvis", "pope", "point-grid", "ferret-bench", "llava-bench")
+
+
+@run_command
+def evaluate_main(argv: Sequence[str] | None = None) -> None:
+    """Ask, keep the answers, score them."""
+    args = _parser().parse_args(argv)
+    benchmark = open_benchmark(args)
+    items = benchmark.items[: args.limit]
+    facts: dict[str, Any] = {}
+    if args.score_only:
+        texts = _read_texts(args, benchmark)
+    else:
+        texts, facts = _ask(args, benchmark, items)
+    check_complete(items, texts)
+    verdicts = [benchmark.verdict(item, texts[item.key]) for item in items]
+    figures = benchmark.figures(verdicts)
+    if isinstance(benchmark, Judged):
+        reviews = args.reviews or args.output / "reviews"
+        figures |= benchmark.review_figures(benchmark.read_reviews(reviews), args.ignore)
+    results = build_results(benchmark, verdicts, figures, facts)
+    write_results(args.output, results, verdicts)
+    print(table(results))
+    report(f"Wrote {args.output / RESULT_FILE}.")
+    if args.save_images:
+        if args.images is None:
+            raise ValueError("--save-images needs --images, the folder of the pictures.")
+        files = save_worst(args.output, benchmark, verdicts, args.images, args.save_images)
+        report(f"Drew {len(files)} answers in {args.output / FOLDER}.")
+
+
+def open_benchmark(args: argparse.Namespace) -> Benchmark:
+    """The benchmark with its data. Raises FileNotFoundError or ValueError."""
+    data = args.data
+    if args.name == "flickr":
+        return Flickr(data, args.entities or data.parent / "flickr30k")
+    if args.name == "lvis":
+        if args.format is None:
+            raise ValueError(f"lvis needs --format: {', '.join(FORMATS)}.")
+        return LVIS(data, args.format, not args.no_region_feature, not args.no_coordinates)
+    if args.name == "ferret-bench":
+        return FerretBench(data, not args.no_region_feature)
+    if args.name == "llava-bench":
+        return LLaVABench(data, args.rules or data / "rule.json")
+    if args.name == "point-grid":
+        args.images = data.parent
+        return PointGrid(data)
+    return RefCOCO(data) if args.name == "refcoco" else POPE(data)
+
+
+def _read_texts(args: argparse.Namespace, benchmark: Benchmark) -> dict[str, str]:
+    """Answers of this command or of the released scripts."""
+    path = args.answers or args.output
+    own = path / ANSWER_FILE if path.is_dir() else path
+    if own.name == ANSWER_FILE and own.is_file() and _is_log(own):
+        return {key: line["text"] for key, line in read_log(own, benchmark).items()}
+    if not path.exists():
+        raise FileNotFoundError(f"There are no answers at {path}; name them with --answers.")
+    return benchmark.read_answers(path)
+
+
+def _is_log(path: Path) -> bool:
+    with path.open(encoding="utf-8") as file:
+        return file.readline().startswith('{"key":')
+
+
+def _ask(
+    args: argparse.Namespace, benchmark: Benchmark, items: Sequence[Item]
+) -> tuple[dict[str, str], dict[str, Any]]:
+    """All answers, those of an earlier start included, and what they were made with."""
+    from ..config import FerretConfig
+    from ..hub import bundled_model, find_folder
+
+    images = args.images
+    if images is None:
+        raise ValueError("--images is missing; name the folder of the pictures.")
+    check_pictures(items, images)
+    folder = find_folder(args.model or bundled_model(), "--model", weights=False)
+    quantization = FerretConfig.from_folder(str(folder)).quantization
+    model = args.model or "ferret-tiny"
+    settings = {
+        "model": model, "quantization": quantization, "seed": args.seed,
+        "max_tokens": args.max_tokens,
+    }  # fmt: skip
+    log = AnswerLog(args.output, benchmark, settings)
+
+    def loaded() -> tuple[Model, Processor]:
+        model, processor, seconds = load_model(args.model)
+        report_loaded(args.model, seconds)
+        return model, processor
+
+    asking = Asking(args.batch, args.max_tokens, args.seed)
+    try:
+        answer_items(benchmark, items, images, loaded, log, asking)
+    except KeyboardInterrupt:
+        done = sum(item.key in log.answers for item in items)
+        report(f"\n{done} of {len(items)} items are answered; the same command goes on from here.")
+        raise
+    cut = sum(log.answers[item.key].get("finish_reason") == "length" for item in items)
+    sizes = {name: picture_size(images / name) for name in {i.picture for i in items}}
+    texts = {item.key: log.answers[item.key]["text"] for item in items}
+    write_released(args.output, benchmark, texts, sizes)
+    return texts, {**settings, "cut answers": cut}
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="python -m ferret_mlx.evaluate",
+        description="Measure a Ferret model on a published benchmark.",
+        epilog="An interrupted run goes on when the same command is started again.",
+    )
+    add = parser.add_argument
+    add("name", choices=NAMES, metavar="NAME", help=", ".join(NAMES))
+    add("--data", required=True, type=Path, metavar="PATH",
+        help="the benchmark's file or folder (point-grid: the picture)")  # fmt: skip
+    add("--images", type=Path, metavar="DIR", help="folder of the pictures")
+    add("--output", required=True, type=Path, metavar="DIR", help="folder of answers and results")
+    add("--model", metavar="PATH|HUB_ID", help="converted model (default: the small bundled one)")
+    add("--limit", type=number(1, None, int), metavar="N", help="only the first N items")
+    add("--batch", type=number(1, None, int), default=8, metavar="N",
+        help="questions about one picture answered together (default: %(default)s)")  # fmt: skip
+    add("--max-tokens", type=number(1, None, int), default=1024, metavar="N",
+        help="longest answer (default: %(default)s, as published)")  # fmt: skip
+    add("--seed", type=number(0, 2**63 - 1, int), default=0, metavar="S",
+        help="of the points drawn from each region (default: 0)")  # fmt: skip
+    add("--score-only", action="store_true", help="ask nothing, score answers that are there")
+    add("--answers", type=Path, metavar="PATH",
+        help="with --score-only: file or folder of answers, also of the released scripts "
+        "(default: --output)")  # fmt: skip
+    add("--save-images", type=number(1, None, int), metavar="N", help="draw the N worst answers")
+    add("--format", choices=FORMATS, help="lvis: what is said about the object's place")
+    add("--no-region-feature", action="store_true", help="lvis, ferret-bench: coordinates only")
+    add("--no-coordinates", action="store_true", help="lvis: without coordinates")
+    add("--entities", type=Path, metavar="DIR",
+        help="flickr: Flickr30k Entities (default: flickr30k beside --data)")  # fmt: skip
+    add("--reviews", type=Path, metavar="DIR",
+        help="folder of a judge's review files (default: reviews in --output)")  # fmt: skip
+    add("--ignore", type=int, nargs="+", default=[], metavar="ID",
+        help="question ids whose reviews do not count")  # fmt: skip
+    add("--rules", type=Path, metavar="FILE", help="llava-bench: LLaVA's rule.json")
+    return parser

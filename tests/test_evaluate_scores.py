@@ -309,3 +309,12 @@ def test_llava_bench_shares_judge_and_summary(tmp_path):
     assert benchmark.review_figures(reviews) == {
         "llava_bench_conv": 50, "llava_bench_detail": 80, "all": 65, "replies without scores": 0,
     }  # fmt: skip
+
+
+def test_reviews_of_questions_that_are_not_there_are_refused(evaluation, tmp_path):
+    folder = evaluation / "ferret_bench"
+    reviews = shutil.copytree(folder / "reviews", tmp_path / "reviews")
+    path = reviews / "review_ground_conv.jsonl"
+    path.write_text(path.read_text().replace('"question_id": 4', '"question_id": 5'))
+    with pytest.raises(ValueError, match="line 3 is about question 5"):
+        FerretBench(folder).read_reviews(reviews)

@@ -14,6 +14,7 @@ from .answer_log import ANSWER_FILE, AnswerLog, read_log
 from .benchmark import Benchmark, Item, check_complete
 from .ferret_bench import FerretBench
 from .flickr import Flickr
+from .judge import PUBLISHED_JUDGE, Judge, review_answers
 from .judged import Judged
 from .llava_bench import LLaVABench
 from .lvis import FORMATS, LVIS
@@ -48,6 +49,12 @@ def evaluate_main(argv: Sequence[str] | None = None) -> None:
     figures = benchmark.figures(verdicts)
     if isinstance(benchmark, Judged):
         reviews = args.reviews or args.output / "reviews"
+        if args.judge_model is not None:
+            judge = Judge(args.judge_model, args.judge_url, args.judge_retries)
+            review_answers(benchmark, items, texts, reviews, judge)
+            if judge.model != PUBLISHED_JUDGE:
+                report(f"note: published scores are by {PUBLISHED_JUDGE}; others differ.")
+            facts["judge"] = judge.model
         figures |= benchmark.review_figures(benchmark.read_reviews(reviews), args.ignore)
     results = build_results(benchmark, verdicts, figures, facts)
     write_results(args.output, results, verdicts)
@@ -164,6 +171,12 @@ def _parser() -> ArgumentParser:
     add("--no-coordinates", action="store_true", help="lvis: without coordinates")
     add("--entities", type=Path, metavar="DIR",
         help="flickr: Flickr30k Entities (default: flickr30k beside --data)")  # fmt: skip
+    add("--judge-model", metavar="NAME",
+        help="ferret-bench, llava-bench: have the answers reviewed by this model")  # fmt: skip
+    add("--judge-url", metavar="URL",
+        help="OpenAI-compatible server of the judge (default: OpenAI's)")  # fmt: skip
+    add("--judge-retries", type=number(0, None, int), default=10, metavar="N",
+        help="repetitions of a failing request, after growing waits (default: %(default)s)")  # fmt: skip
     add("--reviews", type=Path, metavar="DIR",
         help="folder of a judge's review files (default: reviews in --output)")  # fmt: skip
     add("--ignore", type=int, nargs="+", default=[], metavar="ID",

@@ -38,6 +38,8 @@ def evaluate_main(argv: Sequence[str] | None = None) -> None:
     """Ask, keep the answers, score them."""
     args = _parser().parse_args(argv)
     benchmark = open_benchmark(args)
+    if args.save_images and args.images is None:
+        raise ValueError("--save-images needs --images, the folder of the pictures.")
     items = benchmark.items[: args.limit]
     facts: dict[str, Any] = {}
     if args.score_only:
@@ -61,8 +63,6 @@ def evaluate_main(argv: Sequence[str] | None = None) -> None:
     print(table(results))
     report(f"Wrote {args.output / RESULT_FILE}.")
     if args.save_images:
-        if args.images is None:
-            raise ValueError("--save-images needs --images, the folder of the pictures.")
         files = save_worst(args.output, benchmark, verdicts, args.images, args.save_images)
         report(f"Drew {len(files)} answers in {args.output / FOLDER}.")
 
@@ -176,7 +176,7 @@ def _parser() -> ArgumentParser:
     add("--judge-url", metavar="URL",
         help="OpenAI-compatible server of the judge (default: OpenAI's)")  # fmt: skip
     add("--judge-retries", type=number(0, None, int), default=10, metavar="N",
-        help="repetitions of a failing request, after growing waits (default: %(default)s)")  # fmt: skip
+        help="repetitions of a request that fails (default: %(default)s)")  # fmt: skip
     add("--reviews", type=Path, metavar="DIR",
         help="folder of a judge's review files (default: reviews in --output)")  # fmt: skip
     add("--ignore", type=int, nargs="+", default=[], metavar="ID",

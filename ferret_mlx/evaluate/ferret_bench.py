@@ -89,18 +89,8 @@ class FerretBench(Judged):
             for file in answer_files(folder, self.single_file):
                 for where, line in read_lines(file):
                     key = f"{category}/{take(line, 'question_id', int, where)}"
-                    answers |= self.match_one(where, key, line, answers)
+                    answers |= self._match(where, key, line, answers)
         return answers
-
-    def match_one(
-        self, where: str, key: str, line: dict[str, Any], answers: Mapping[str, str]
-    ) -> dict[str, str]:
-        """One answer by its key. Raises ValueError for another item, or one answered before."""
-        if key not in {item.key for item in self.items}:
-            raise ValueError(f"{where} answers {key}, which is not in the data.")
-        if key in answers:
-            raise ValueError(f"{where} answers {key} a second time.")
-        return {key: take(line, "text", str, where)}
 
     def released_files(self, lines: Mapping[str, dict[str, Any]]) -> dict[str, list[dict]]:
         """One file for each category."""
@@ -116,6 +106,16 @@ class FerretBench(Judged):
     def overall(self, reviews: Reviews, summaries: Mapping[str, Summary]) -> float:
         """The mean of the categories, as published."""
         return round(sum(s.relative for s in summaries.values()) / len(summaries), 1)
+
+    def _match(
+        self, where: str, key: str, line: dict[str, Any], answers: Mapping[str, str]
+    ) -> dict[str, str]:
+        """One answer by its key. Raises ValueError for another item, or one answered before."""
+        if key not in {item.key for item in self.items}:
+            raise ValueError(f"{where} answers {key}, which is not in the data.")
+        if key in answers:
+            raise ValueError(f"{where} answers {key} a second time.")
+        return {key: take(line, "text", str, where)}
 
 
 def _interleave(parts: list[str], between: list[str]) -> str:

@@ -45,6 +45,7 @@ def convert(
     upload_repo: str | None = None,
     quantize_vision: bool = False,
     dequantize: bool = False,
+    q_keep_ends: bool = False,
 ) -> None:
     """Write the folder `mlx_path`, which `ferret_mlx.load` reads.
 
@@ -57,6 +58,7 @@ def convert(
     upload_repo: Hub repository to upload the folder to.
     quantize_vision: quantize vision tower, projector and region sampler too.
     dequantize: `hf_path` is a quantized MLX folder; restore its weights.
+    q_keep_ends: leave word embeddings and output head unquantized.
 
     Tensors are read, added, quantized and written in blocks of rows, so the memory does not grow
     with the model. Killed or interrupted, the same call goes on from the finished shards.
@@ -67,7 +69,9 @@ def convert(
     output = Path(mlx_path).expanduser()
     options = None
     if quantize:
-        options = Quantization(q_bits, q_group_size, q_mode, quant_predicate, quantize_vision)
+        options = Quantization(
+            q_bits, q_group_size, q_mode, quant_predicate, quantize_vision, q_keep_ends
+        )
     if dtype is not None and dtype not in MODEL_CONVERSION_DTYPES:
         expected = ", ".join(MODEL_CONVERSION_DTYPES)
         raise ValueError(f"--dtype is {dtype!r}, expected one of {expected}.")

@@ -27,7 +27,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args[flag] is None:
             raise ValueError(f"--{flag.replace('_', '-')} is missing; a conversion needs it.")
     asked = (args["q_bits"], args["q_group_size"], args["q_mode"], args["quant_predicate"])
-    if not args["quantize"] and (args["quantize_vision"] or any(v is not None for v in asked)):
+    switches = args["quantize_vision"] or args["q_keep_ends"]
+    if not args["quantize"] and (switches or any(v is not None for v in asked)):
         raise ValueError("Quantization options were given without -q; add -q.")
     args["q_mode"] = args["q_mode"] or "affine"
     convert(**args)
@@ -61,6 +62,8 @@ def _parser() -> argparse.ArgumentParser:
         help=f"mixed bits: {', '.join(RECIPES)}")  # fmt: skip
     add("--quantize-vision", action="store_true",
         help="quantize vision tower, projector and region sampler too")  # fmt: skip
+    add("--q-keep-ends", action="store_true",
+        help="leave word embeddings and output head unquantized")  # fmt: skip
     add("-d", "--dequantize", action="store_true",
         help="restore the weights of --hf-path, a quantized MLX folder")  # fmt: skip
     add("--dtype", choices=MODEL_CONVERSION_DTYPES,

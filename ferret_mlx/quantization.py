@@ -25,6 +25,8 @@ _MODES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
 MODES = tuple(_MODES)
 RECIPES = tuple(QUANT_RECIPES)
 
+_ENDS = ("model.embed_tokens", "lm_head")  # of the language model
+
 Predicate = Callable[[str, nn.Module], bool | dict[str, Any]]
 
 
@@ -34,6 +36,7 @@ class Quantization:
 
     recipe: name of a mixed recipe for the language model, which then chooses the bits there.
     vision: quantize vision tower, projector and region sampler too.
+    keep_ends: leave the language model's word embeddings and output head as they are.
     """
 
     bits: int | None = None
@@ -41,6 +44,7 @@ class Quantization:
     mode: str = "affine"
     recipe: str | None = None
     vision: bool = False
+    keep_ends: bool = False
 
     def __post_init__(self) -> None:
         if self.mode not in _MODES:
@@ -80,12 +84,15 @@ class Quantization:
         words.append(f"--q-group-size {self.group_size}")
         if self.mode != "affine":
             words.append(f"--q-mode {self.mode}")
-        return " ".join([*words, *(["--quantize-vision"] if self.vision else [])])
+        words += ["--quantize-vision"] if self.vision else []
+        words += ["--q-keep-ends"] if self.keep_ends else []
+        return " ".join(words)
 
     def __str__(self) -> str:
         what = self.recipe or f"{self.bits} bits, {self.mode}"
         parts = "all parts" if self.vision else "the language model only"
-        return f"{what}, groups of {self.group_size}; {parts}"
+        ends = ", embeddings and output head kept" if self.keep_ends else ""
+        return f"{what}, groups of {self.group_size}; {parts}{ends}"
 
 
 def quantize_model_parts(
@@ -139,6 +146,8 @@ def _predicate(model: Model, options: Quantization) -> Predicate:
     def predicate(path: str, module: nn.Module) -> bool | dict[str, Any]:
         inner = path.removeprefix("language_model.")
         if inner != path:
+            if options.keep_ends and inner in _ENDS:
+                return False
             return in_language_model(inner, module)
         # Used as plain arrays: positions are added, not looked up, and the sampler splits the maps
         # of its blocks (whose odd width C + 2 would hardly ever fit a group anyway).

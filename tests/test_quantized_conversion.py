@@ -24,6 +24,7 @@ OPTIONS = [
     *(dict(bits=bits, group_size=32) for bits in (2, 3, 4, 5, 6, 8)),
     dict(bits=4, group_size=32, vision=True),
     dict(bits=4, group_size=64),
+    dict(bits=4, group_size=32, keep_ends=True),
     *(dict(mode=mode) for mode in ("mxfp4", "nvfp4", "mxfp8")),
     dict(mode="nvfp4", vision=True),
     *(
@@ -39,7 +40,7 @@ def weights(folder: Path) -> dict[str, mx.array]:
 
 def quantized(parity: Path, out: Path, **options) -> Path:
     names = {"bits": "q_bits", "group_size": "q_group_size", "mode": "q_mode"}
-    names |= {"recipe": "quant_predicate", "vision": "quantize_vision"}
+    names |= {"recipe": "quant_predicate", "vision": "quantize_vision", "keep_ends": "q_keep_ends"}
     flags = {names[name]: value for name, value in options.items()}
     convert(parity / "checkpoint", out, quantize=True, **flags)
     return out
@@ -65,7 +66,16 @@ def test_same_as_mlx_lm(parity, parity_weights, tmp_path, monkeypatch, options):
     assert written["quantization"] == written["quantization_config"] == config["quantization"]
 
 
-@pytest.mark.parametrize("options", [OPTIONS[2], OPTIONS[9], OPTIONS[-1]], ids=str)
+def test_the_ends_of_the_language_model_may_be_kept(parity, tmp_path):
+    found = weights(quantized(parity, tmp_path / "out", bits=4, group_size=32, keep_ends=True))
+    packed = {name.removesuffix(".scales") for name in found if name.endswith(".scales")}
+    ends = {"language_model.model.embed_tokens", "language_model.lm_head"}
+    assert packed and not packed & ends
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "--q-keep-ends" in card
+
+
+@pytest.mark.parametrize("options", [OPTIONS[2], OPTIONS[10], OPTIONS[-1]], ids=str)
 def test_dequantize(parity, tmp_path, options):
     """The same values as mlx-lm's dequantize_model; the folder is a plain one again."""
     packed = quantized(parity, tmp_path / "packed", **options)

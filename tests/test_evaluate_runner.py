@@ -124,6 +124,10 @@ def test_the_command_answers_scores_and_draws(refcoco, tmp_path, capsys):
     before = found["figures"], (tmp_path / ANSWER_FILE).read_bytes()
     run(*refcoco, "--output", tmp_path, "--max-tokens", 12)
     assert before == (results(tmp_path)["figures"], (tmp_path / ANSWER_FILE).read_bytes())
+    run(*refcoco, "--output", tmp_path / "later", "--score-only", "--answers", tmp_path)
+    later = results(tmp_path / "later")
+    assert later["figures"] == before[0]
+    assert [later[name] for name in ("model", "seed", "max_tokens")] == ["ferret-tiny", 0, 12]
     released = tmp_path / "released"
     run(*refcoco, "--output", tmp_path / "again", "--score-only", "--answers", released)
     assert results(tmp_path / "again")["figures"] == before[0]

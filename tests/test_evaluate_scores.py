@@ -235,6 +235,7 @@ def test_ferret_bench_summary(evaluation):
     unreadable = sum(r["tuple"] == [-1, -1] for rows in reviews.values() for r in rows)
     mean = round(sum(scores.values()) / 3, 1)
     assert figures == scores | {"average": mean, "replies without scores": unreadable}
+    assert benchmark.review_figures({}) == {}
     fewer = benchmark.review_figures(reviews, ignore=[2])
     printed = released["summary_ignoring_question_id_2"]["stdout"]
     assert {f"{category} {fewer[category]}" for category in CATEGORIES} <= set(printed)

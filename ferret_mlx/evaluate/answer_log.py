@@ -13,6 +13,7 @@ from .records import read_json, read_lines, take
 
 RUN_FILE = "run.json"
 ANSWER_FILE = "answers.jsonl"
+SETTINGS = ("model", "quantization", "seed", "max_tokens")
 RELEASED_FOLDER = "released"
 
 
@@ -78,6 +79,13 @@ def read_log(path: Path, benchmark: Benchmark) -> dict[str, dict[str, Any]]:
             raise ValueError(f"{where} answers {key} a second time; remove one of the two.")
         answers[key] = line
     return answers
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """What the answers of a run were made with, for its results; empty where it is not known."""
+    path = folder / RUN_FILE
+    known = read_json(path) if path.exists() else {}
+    return {name: known[name] for name in SETTINGS if name in known}
 
 
 def drop_cut_line(path: Path) -> None:

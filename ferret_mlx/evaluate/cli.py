@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..arguments import number
 from ..errors import ArgumentParser, run_command
 from ..terminal import load_model, report, report_loaded
-from .answer_log import ANSWER_FILE, AnswerLog, read_log
+from .answer_log import ANSWER_FILE, AnswerLog, read_log, read_settings
 from .benchmark import Benchmark, Item, check_complete
 from .ferret_bench import FerretBench
 from .flickr import Flickr
@@ -41,11 +41,7 @@ def evaluate_main(argv: Sequence[str] | None = None) -> None:
     if args.save_images and args.images is None:
         raise ValueError("--save-images needs --images, the folder of the pictures.")
     items = benchmark.items[: args.limit]
-    facts: dict[str, Any] = {}
-    if args.score_only:
-        texts = _read_texts(args, benchmark)
-    else:
-        texts, facts = _ask(args, benchmark, items)
+    texts, facts = _read(args, benchmark) if args.score_only else _ask(args, benchmark, items)
     check_complete(items, texts)
     verdicts = [benchmark.verdict(item, texts[item.key]) for item in items]
     figures = benchmark.figures(verdicts)
@@ -86,15 +82,16 @@ def open_benchmark(args: argparse.Namespace) -> Benchmark:
     return RefCOCO(data) if args.name == "refcoco" else POPE(data)
 
 
-def _read_texts(args: argparse.Namespace, benchmark: Benchmark) -> dict[str, str]:
-    """Answers of this command or of the released scripts."""
+def _read(args: argparse.Namespace, benchmark: Benchmark) -> tuple[dict[str, str], dict[str, Any]]:
+    """Answers of this command, with what they were made with, or of the released scripts."""
     path = args.answers or args.output
     own = path / ANSWER_FILE if path.is_dir() else path
     if own.name == ANSWER_FILE and own.is_file() and _is_log(own):
-        return {key: line["text"] for key, line in read_log(own, benchmark).items()}
+        texts = {key: line["text"] for key, line in read_log(own, benchmark).items()}
+        return texts, read_settings(own.parent)
     if not path.exists():
         raise FileNotFoundError(f"There are no answers at {path}; name them with --answers.")
-    return benchmark.read_answers(path)
+    return benchmark.read_answers(path), {}
 
 
 def _is_log(path: Path) -> bool:

@@ -94,7 +94,7 @@ class Judged(Benchmark):
         figures = {category: summary.relative for category, summary in summaries.items()}
         if figures:
             figures[self.overall_name] = self.overall(kept, summaries)
-        figures["replies without scores"] = sum(s.unreadable for s in summaries.values())
+            figures["replies without scores"] = sum(s.unreadable for s in summaries.values())
         return figures
 
     overall_name: str

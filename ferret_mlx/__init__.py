@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .generation import generate, stream_generate
     from .loading import load
     from .regions import Box, FreeForm, Point
+    from .session import Session
 
 __version__ = "0.1.0"
 
@@ -19,6 +20,7 @@ __all__ = [
     "Box",
     "FreeForm",
     "Point",
+    "Session",
     "generate",
     "load",
     "parse_boxes",
@@ -31,6 +33,7 @@ _MODULES = {
     "Box": "regions",
     "FreeForm": "regions",
     "Point": "regions",
+    "Session": "session",
     "generate": "generation",
     "load": "loading",
     "parse_boxes": "boxes",

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .regions import Region
 
+STROKE_WIDTH = 10.0  # pixels, where none is given
+
 
 @dataclass(frozen=True)
 class RegionFlag:

@@ -6,6 +6,7 @@ reads names and shapes only; `read` brings in one tensor.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import mlx.core as mx
@@ -49,6 +50,17 @@ class Checkpoint:
         Raises ValueError naming the file when it is damaged, and for a name that is not there.
         """
         return self._file(name).read(name)
+
+    def blocks(self, name: str, rows: int) -> Iterator[mx.array]:
+        """What `read` gives, in runs of `rows` along the first axis. Raises as `read` does."""
+        return self._file(name).blocks(name, rows)
+
+    def location(self, name: str) -> str:
+        return self._file(name).location(name)
+
+    @property
+    def files(self) -> list[Path]:
+        return [file.path for file in self._files]
 
     def close(self) -> None:
         for file in self._files:

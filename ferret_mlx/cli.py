@@ -3,31 +3,24 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import math
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .arguments import join_negative, number, region_type
+from .arguments import STROKE_WIDTH, join_negative, number, region_type
 from .errors import INTERRUPTED, ArgumentParser, run_command
+from .terminal import load_model, report, report_loaded
 
 # Everything else is imported where it is used: --help and bad arguments must not wait for it.
 if TYPE_CHECKING:
     from PIL import Image
 
     from .regions import Region
-
-BUNDLED_NOTICE = (
-    "note: no --model given, using ferret-tiny, the small model that comes along; for full-size "
-    "weights run convert.py --hf-path FERRET --base-path VICUNA --mlx-path OUT once, then add "
-    "--model OUT"
-)
-STROKE_WIDTH = 10.0
 
 
 @dataclass
@@ -48,16 +41,18 @@ def generate_main(argv: Sequence[str] | None = None) -> None:
     # A locale without UTF-8 must not end an answer in the middle.
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")
+    if args.questions is not None:
+        from .many_cli import answer_file
+
+        answer_file(args)
+        return
+    if args.prompt is None:
+        raise ValueError("the following arguments are required: --prompt.")
     image, regions, texts = _check_inputs(args)
 
-    start = time.perf_counter()
-    name = args.model or "ferret-tiny"
-    with _transient(f"Loading {name} ..."):
-        from .generation import stream_generate
-        from .loading import load
+    model, processor, loading = load_model(args.model)
+    from .generation import stream_generate
 
-        model, processor = load(args.model)
-    loading = time.perf_counter() - start
     start = time.perf_counter()
     chunks = stream_generate(
         model, processor, image, args.prompt, regions,
@@ -65,9 +60,7 @@ def generate_main(argv: Sequence[str] | None = None) -> None:
         kv_bits=args.kv_bits,
     )  # fmt: skip
     # Only now nothing can be refused any more: an error is a single line.
-    if args.model is None:
-        _report(BUNDLED_NOTICE)
-    _report(f"Loaded {name} in {loading:.1f} s.")
+    report_loaded(args.model, loading)
     answer = _stream(chunks, start, echo=not args.json)
     _finish(args, image, regions, texts, answer, loading)
     if answer.interrupted:
@@ -78,7 +71,7 @@ def generate_main(argv: Sequence[str] | None = None) -> None:
 def convert_main(argv: Sequence[str] | None = None) -> None:
     """Convert a checkpoint as the arguments say; exits with 2 on bad input, 130 on Ctrl-C."""
     # Imports mlx_lm, which takes seconds: inside, so that Ctrl-C ends it without a traceback.
-    from .convert import main
+    from .convert_command import main
 
     main(argv)
 
@@ -146,13 +139,13 @@ def _finish(
 
     boxes = parse_boxes(answer.text, image.size)
     if answer.interrupted:
-        _report("Interrupted; this is what was said so far.")
+        report("Interrupted; this is what was said so far.")
     if args.save_image is not None:
         from .draw import draw_answer, save_picture
 
         save_picture(draw_answer(image, boxes, regions), args.save_image)
         plural = "" if len(boxes) == 1 else "es"
-        _report(f"Saved {args.save_image} with {len(boxes)} box{plural} of the answer.")
+        report(f"Saved {args.save_image} with {len(boxes)} box{plural} of the answer.")
     timings = _timings(answer, loading)
     if args.json:
         result = {
@@ -169,7 +162,7 @@ def _finish(
         print(json.dumps(result), flush=True)
     if args.verbose:
         for name, value in timings.items():
-            _report(f"{name:>22}  {value}")
+            report(f"{name:>22}  {value}")
 
 
 def _timings(answer: Answer, loading: float) -> dict[str, float | None]:
@@ -183,23 +176,6 @@ def _timings(answer: Answer, loading: float) -> dict[str, float | None]:
     return {name: value and round(value, 4) for name, value in values.items()}
 
 
-@contextlib.contextmanager
-def _transient(line: str) -> Iterator[None]:
-    """Show a line while something takes its time, to people only."""
-    if not sys.stderr.isatty():
-        yield
-        return
-    print(line, end="", file=sys.stderr, flush=True)
-    try:
-        yield
-    finally:
-        print("\r\033[K", end="", file=sys.stderr, flush=True)
-
-
-def _report(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         description="Ask a Ferret model about a picture and regions of it.",
@@ -210,11 +186,16 @@ def _parser() -> ArgumentParser:
     add("--image", required=True, metavar="FILE", help="picture to ask about")
     add(
         "--prompt",
-        required=True,
         metavar="TEXT",
         help="question, for instance 'What is [region0]?'",
     )
     add("--model", metavar="PATH|HUB_ID", help="converted model (default: the small bundled one)")
+    add(
+        "--regions",
+        dest="questions",
+        metavar="FILE.json",
+        help="answer many questions at once, from a JSON list (- for stdin); prints JSON lines",
+    )
     regions = parser.add_argument_group("regions, in pixels of the upright picture")
     for kind, form, what in (
         ("point", "X,Y", "a point"),

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import argparse
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import mlx.core as mx
 from mlx_lm.convert import MODEL_CONVERSION_DTYPES
-from mlx_lm.utils import save_config, save_model
+from mlx_lm.utils import save_config
 
-from .errors import ArgumentParser
-from .hub import find_folder, reason
+from . import __version__
+from .hub import find_folder, upload_folder
 from .model_card import write_model_card
-from .output import new_folder, refuse_existing
-from .quantization import MODES, RECIPES, Quantization, quantize_model_parts
+from .output import check_disk_space, refuse_existing, working_folder, write_json
+from .plan import Plan, make_plan
+from .quantization import Quantization
+from .report import table
 from .source import Source
+from .writing import bytes_to_write, write_shards
 
 _COPIED = (
     "tokenizer.model",
@@ -27,6 +28,7 @@ _COPIED = (
     "tokenizer_config.json",
     "generation_config.json",
 )
+_SMALL_FILES = 8 << 20  # bytes, of everything beside the weights
 
 
 def convert(
@@ -42,6 +44,7 @@ def convert(
     dtype: str | None = None,
     upload_repo: str | None = None,
     quantize_vision: bool = False,
+    dequantize: bool = False,
 ) -> None:
     """Write the folder `mlx_path`, which `ferret_mlx.load` reads.
 
@@ -53,67 +56,89 @@ def convert(
     dtype: float32, float16 or bfloat16 for what is not quantized; default: the checkpoint's.
     upload_repo: Hub repository to upload the folder to.
     quantize_vision: quantize vision tower, projector and region sampler too.
+    dequantize: `hf_path` is a quantized MLX folder; restore its weights.
+
+    Tensors are read, added, quantized and written in blocks of rows, so the memory does not grow
+    with the model. Killed or interrupted, the same call goes on from the finished shards.
 
     Raises FileNotFoundError or ValueError with one line of text; then nothing is left at
     `mlx_path`. The one exception is a failed upload, which keeps the finished folder.
     """
     output = Path(mlx_path).expanduser()
-    refuse_existing(output)
     options = None
     if quantize:
         options = Quantization(q_bits, q_group_size, q_mode, quant_predicate, quantize_vision)
     if dtype is not None and dtype not in MODEL_CONVERSION_DTYPES:
         expected = ", ".join(MODEL_CONVERSION_DTYPES)
         raise ValueError(f"--dtype is {dtype!r}, expected one of {expected}.")
+    if dequantize and (quantize or base_path is not None):
+        raise ValueError("--dequantize goes with neither -q nor --base-path; leave them out.")
+    refuse_existing(output)
 
     folder = find_folder(hf_path, "--hf-path")
     if not (folder / "tokenizer.model").is_file():
         raise FileNotFoundError(f"{folder} lacks tokenizer.model; copy it from the original model.")
     merged = base_path is not None
-    with Source(folder, base_path, vision_tower) as source, new_folder(output) as partial:
-        if not merged and source.looks_like_delta():
-            print(
-                f"note: {folder} looks like a delta (its norm weights are near 0); "
-                "if it is one, give its base with --base-path",
-                file=sys.stderr,
-            )
+    with Source(folder, base_path, vision_tower, dequantize) as source:
+        if note := _note_on_delta(source, merged):
+            print(f"note: {note}", file=sys.stderr)
         # A merge is float16 whatever the files held.
         dtype = dtype or ("float16" if merged else _stored_dtype(source))
-        _write_model(partial, source, options, dtype)
-        for file in _COPIED:
-            if (folder / file).is_file():
-                shutil.copyfile(folder / file, partial / file)
-        write_model_card(
-            partial,
-            folder,
-            name=upload_repo or output.resolve().name,
-            base_model=str(hf_path) if not Path(hf_path).expanduser().exists() else None,
-            command=_command(hf_path, base_path, vision_tower, output, options, dtype),
-            precision=", ".join(str(part) for part in (options, dtype) if part),
-            is_merge=merged,
-        )
+        plan = make_plan(source, options, dtype)
+        with working_folder(output, _job(source, plan)) as work:
+            check_disk_space(work.path, bytes_to_write(plan, work) + _SMALL_FILES)
+            reports = write_shards(source, plan, work)
+            write_json(work.model / "model.safetensors.index.json", plan.index())
+            save_config(plan.config, work.model / "config.json", keep_vision_config=True)
+            for file in _COPIED:
+                if (folder / file).is_file():
+                    shutil.copyfile(folder / file, work.model / file)
+            write_model_card(
+                work.model,
+                folder,
+                name=upload_repo or output.resolve().name,
+                base_model=str(hf_path) if not Path(hf_path).expanduser().exists() else None,
+                command=_command(
+                    hf_path, base_path, vision_tower, output, options, dtype, dequantize
+                ),
+                precision=", ".join(str(part) for part in (options, dtype) if part),
+                is_merge=merged,
+            )
+    print(f"{table(reports)}\nWrote {output}.", file=sys.stderr)
     if upload_repo is not None:
-        _upload(output, upload_repo)
-    print(f"Wrote {output}.", file=sys.stderr)
+        upload_folder(output, upload_repo)
 
 
-def _write_model(
-    folder: Path, source: Source, options: Quantization | None, dtype: str | None
-) -> None:
-    model = source.load_model(getattr(mx, dtype) if dtype else None)
-    config = dict(source.config.raw)
-    config["region_read_order"] = source.config.sampler.read_order
-    config["image_mean"] = list(source.config.image_mean)
-    config["image_std"] = list(source.config.image_std)
-    if dtype:
-        config["torch_dtype"] = dtype
-    if options is not None:
-        config = quantize_model_parts(model, config, options)
-    try:
-        save_model(folder, model, donate_model=True)
-    except RuntimeError as error:
-        raise ValueError(f"Could not write the weights: {error}") from None
-    save_config(config, folder / "config.json", keep_vision_config=True)
+def _job(source: Source, plan: Plan) -> dict[str, Any]:
+    """All that the shards depend on: the source files as they are now, and the plan."""
+    files = [(path.resolve(), path.stat()) for path in source.files]
+    return {
+        "version": __version__,
+        "files": [[str(path), stat.st_size, stat.st_mtime_ns] for path, stat in files],
+        "config": plan.config,
+        "shards": {
+            shard.file: {
+                name: [list(info.shape), str(info.dtype)] for name, info in shard.tensors.items()
+            }
+            for shard in plan.shards
+        },
+    }
+
+
+def _note_on_delta(source: Source, merged: bool) -> str | None:
+    """Norm weights lie around 1 in a model, and around 0 in a difference of two."""
+    mean = source.mean_of_norm()
+    if merged and mean > 0.2:
+        return (
+            f"{source.folder} does not look like a delta (its norm weights are not near 0); "
+            "if it is a whole model, leave --base-path out"
+        )
+    if not merged and mean < 0.2:
+        return (
+            f"{source.folder} looks like a delta (its norm weights are near 0); "
+            "if it is one, give its base with --base-path"
+        )
+    return None
 
 
 def _stored_dtype(source: Source) -> str | None:
@@ -129,6 +154,7 @@ def _command(
     output: Path,
     options: Quantization | None,
     dtype: str | None,
+    dequantize: bool,
 ) -> str:
     """The command line that repeats the conversion, with local folders by their last name."""
     words = ["python convert.py"]
@@ -141,52 +167,8 @@ def _command(
     words.append(f"--mlx-path {shlex.quote(output.resolve().name)}")
     if options is not None:
         words.append(options.flags())
+    if dequantize:
+        words.append("--dequantize")
     if dtype:
         words.append(f"--dtype {dtype}")
     return " ".join(words)
-
-
-def _upload(folder: Path, repo: str) -> None:
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
-
-    try:
-        api = HfApi()
-        api.create_repo(repo_id=repo, exist_ok=True)
-        api.upload_large_folder(folder_path=folder, repo_id=repo, repo_type="model")
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        raise ValueError(
-            f"{folder} is written, but the upload to {repo} failed: {reason(error)}."
-        ) from None
-    print(f"Uploaded to {repo}.", file=sys.stderr)
-
-
-def parser() -> argparse.ArgumentParser:
-    result = ArgumentParser(description="Convert a Ferret checkpoint to an MLX folder.")
-    add = result.add_argument
-    add("--hf-path", required=True, metavar="DIR|HUB_ID", help="checkpoint in the released layout")
-    add("--base-path", metavar="DIR|HUB_ID", help="the Vicuna model that --hf-path is a delta to")
-    add("--vision-tower", metavar="DIR|HUB_ID", help="CLIP checkpoint to use instead of its own")
-    add("--mlx-path", required=True, metavar="OUT", help="folder to write; must not exist yet")
-    add("-q", "--quantize", action="store_true", help="quantize the language model")
-    add("--q-bits", type=int, metavar="N", help="bits per weight (default: 4)")
-    add("--q-group-size", type=int, metavar="N", help="weights that share a scale (default: 64)")
-    add("--q-mode", choices=MODES, help="quantization mode (default: affine)")
-    add("--quant-predicate", choices=RECIPES, metavar="RECIPE",
-        help=f"mixed bits: {', '.join(RECIPES)}")  # fmt: skip
-    add("--quantize-vision", action="store_true",
-        help="quantize vision tower, projector and region sampler too")  # fmt: skip
-    add("--dtype", choices=MODEL_CONVERSION_DTYPES,
-        help="of everything not quantized (default: the checkpoint's)")  # fmt: skip
-    add("--upload-repo", metavar="REPO", help="upload the result to this Hub repository")
-    return result
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """What `cli.convert_main` runs."""
-    args = parser().parse_args(argv)
-    asked = (args.q_bits, args.q_group_size, args.q_mode, args.quant_predicate)
-    if not args.quantize and (args.quantize_vision or any(value is not None for value in asked)):
-        raise ValueError("Quantization options were given without -q; add -q.")
-    args.q_mode = args.q_mode or "affine"
-    convert(**vars(args))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, redirect_stdout
 from types import UnionType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import mlx.core as mx
 from mlx_lm.generate import GenerationResponse, generate_step, generation_stream, wired_limit
@@ -18,7 +20,8 @@ from .model import Model
 
 if TYPE_CHECKING:
     from .config import FerretConfig
-    from .processor import Inputs, Processor
+    from .processor import Processor
+    from .tokenizer import Tokenizer
 
 KV_BITS = (2, 4, 8)
 KV_GROUP_SIZES = (64, 32)
@@ -50,19 +53,20 @@ def stream_generate(
     includes encoding it. The last one has `finish_reason` "stop" (end of the answer, `token` is
     `</s>`) or "length". Raises ValueError or FileNotFoundError for bad input, before any work.
     """
-    _check_options(max_tokens, temp, top_p, seed)
-    cache_options = _cache_options(model.config, kv_bits)
+    check_options(max_tokens, temp, top_p, seed)
+    options = cache_options(model.config, kv_bits)
     inputs = processor(image, prompt, regions, seed=seed)
     ids = model.expand_ids(inputs.input_ids)
     room = model.config.context - ids.size  # the processor leaves one at least
-    return _stream(
+    return stream_answer(
         model,
-        processor,
-        inputs,
+        processor.tokenizer,
         ids,
+        lambda: model.embed_inputs(inputs.input_ids, inputs.pixel_values, inputs.region_points),
         max_tokens=min(max_tokens, room),
         sampler=keyed_sampler(temp, top_p, seed),
-        **cache_options,
+        prompt_cache=model.make_cache(),
+        **options,
     )
 
 
@@ -98,25 +102,26 @@ def keyed_sampler(temp: float, top_p: float, seed: int) -> Callable[[mx.array], 
     return sample
 
 
-def _stream(
+def stream_answer(
     model: Model,
-    processor: Processor,
-    inputs: Inputs,
+    tokenizer: Tokenizer,
     ids: mx.array,
+    embed: Callable[[], mx.array],
     *,
     max_tokens: int,
     **options: Any,
-) -> Iterator[GenerationResponse]:
-    tokenizer = processor.tokenizer
-    detokenizer = SPMStreamingDetokenizer(tokenizer)
+) -> Generator[GenerationResponse, None, None]:
+    """The answer to a prompt, or to the part of it that its cache does not hold yet.
+
+    ids: (L,) as `Model.expand_ids` gives them; embed: makes the (1, L, D) embeddings, on the clock.
+    options: sampler, prompt_cache and what `cache_options` returns.
+    """
+    detokenizer = streaming_detokenizer(tokenizer)
     with ExitStack() as stack:
         with redirect_stdout(sys.stderr):  # its warning is not part of the answer
             stack.enter_context(wired_limit(model, [generation_stream]))
         start = time.perf_counter()
-        embeddings = model.embed_inputs(inputs.input_ids, inputs.pixel_values, inputs.region_points)
-        steps = generate_step(
-            ids, model, input_embeddings=embeddings[0], max_tokens=max_tokens, **options
-        )
+        steps = _answer_steps(model, ids, embed(), max_tokens=max_tokens, **options)
         for count, (token, logprobs) in enumerate(steps, start=1):
             if count == 1:
                 prompt_tps = ids.size / (time.perf_counter() - start)
@@ -146,7 +151,53 @@ def _stream(
                 break
 
 
-def _check_options(max_tokens: int, temp: float, top_p: float, seed: int) -> None:
+def _answer_steps(
+    model: Model,
+    ids: mx.array,
+    embeddings: mx.array,
+    *,
+    max_tokens: int,
+    sampler: Callable[[mx.array], mx.array],
+    prompt_cache: list[Any],
+    **quantization: Any,
+) -> Iterator[tuple[int, mx.array]]:
+    """Tokens and log-probabilities, as `generate_step` yields them.
+
+    `generate_step` reads all weights once for the prompt but its last token and once more for
+    that one. Only quantizing the cache in between needs the two passes; one pass makes the
+    answer to a short follow-up start up to twice as early.
+    """
+    if quantization:
+        yield from generate_step(
+            ids, model, input_embeddings=embeddings[0], max_tokens=max_tokens, sampler=sampler,
+            prompt_cache=prompt_cache, **quantization,
+        )  # fmt: skip
+        return
+    with mx.stream(generation_stream):
+        logits = model.next_logits(ids[None], prompt_cache, embeddings)
+        logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+        token = sampler(logprobs)
+    yield cast(int, token.item()), logprobs[0]
+    if max_tokens > 1:
+        yield from generate_step(
+            token, model, max_tokens=max_tokens - 1, sampler=sampler, prompt_cache=prompt_cache
+        )
+
+
+def streaming_detokenizer(tokenizer: Tokenizer) -> SPMStreamingDetokenizer:
+    detokenizer = copy.copy(_vocabulary_detokenizer(tokenizer))
+    detokenizer.reset()
+    return detokenizer
+
+
+@functools.lru_cache(maxsize=2)
+def _vocabulary_detokenizer(tokenizer: Tokenizer) -> SPMStreamingDetokenizer:
+    # Goes through the whole vocabulary: as long as some answers take to start.
+    return SPMStreamingDetokenizer(tokenizer)
+
+
+def check_options(max_tokens: int, temp: float, top_p: float, seed: int) -> None:
+    """Raises ValueError for an option of `stream_generate` that makes no sense."""
     if not _is_number(max_tokens, int) or max_tokens < 1:
         raise ValueError(f"max_tokens is {max_tokens!r}, expected a whole number of at least 1.")
     if not _is_number(temp, int | float) or not 0 <= temp < float("inf"):
@@ -161,7 +212,7 @@ def _is_number(value: Any, kind: type | UnionType) -> bool:
     return isinstance(value, kind) and not isinstance(value, bool)
 
 
-def _cache_options(config: FerretConfig, kv_bits: int | None) -> dict[str, int]:
+def cache_options(config: FerretConfig, kv_bits: int | None) -> dict[str, int]:
     """The options of `generate_step` that quantize its cache from the first token on."""
     if kv_bits is None:
         return {}

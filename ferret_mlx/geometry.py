@@ -1,4 +1,6 @@
-"""Points -> indices: farthest-point sampling and nearest neighbours, on the host.
+"""Points -> indices: farthest-point sampling and nearest neighbours, all regions at once.
+
+This is the definition, and what a CPU runs; `geometry_kernels` does the same on a GPU.
 
 Both depend on the points alone, never on features, so they can run before the image is encoded.
 """
@@ -76,10 +78,12 @@ def sampling_indices(
         regions, count = points.shape[:2]
         start = np.zeros(regions, np.int32)
         if starts is not None:
-            start = _indices(starts, stage, "starts", (regions,), count)
+            start = checked_indices(starts, stage, "starts", (regions,), count)
         centers = farthest_points(points, kept, start)
         if neighbors is not None:
-            neighborhood = _indices(neighbors, stage, "neighbors", (regions, kept, near), count)
+            neighborhood = checked_indices(
+                neighbors, stage, "neighbors", (regions, kept, near), count
+            )
         else:
             neighborhood = nearest_neighbors(points, centers, near)
         chosen.append((centers, neighborhood))
@@ -87,9 +91,10 @@ def sampling_indices(
     return chosen
 
 
-def _indices(
+def checked_indices(
     given: Sequence[Any], stage: int, name: str, shape: tuple[int, ...], count: int
 ) -> np.ndarray:
+    """The given array of a block as int32; raises ValueError as `sampling_indices` says."""
     if stage >= len(given):
         raise ValueError(f"{name} holds {len(given)} arrays, expected one for each block.")
     indices = np.array(given[stage])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from importlib.resources import files
 from pathlib import Path
 
@@ -10,17 +11,21 @@ BUNDLED_MODEL = "models/ferret-tiny"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # Everything of a checkpoint but the weights, and the weights in the formats that are read.
 METADATA_FILES = ("*.json", "tokenizer.model", "README.md")
+_WITHOUT_TOKENIZER = ("config.json", "preprocessor_config.json", "*.index.json")
 _SAFETENSORS = ("model*.safetensors",)
 _PYTORCH = ("pytorch_model*.bin",)
 
 
-def find_folder(name: str | Path, purpose: str, weights: bool = True) -> Path:
+def find_folder(
+    name: str | Path, purpose: str, weights: bool = True, tokenizer: bool = True
+) -> Path:
     """The folder of a checkpoint in the released layout.
 
     name: a folder or a Hub id. What exists on disk, or starts with `/`, `./`, `../` or `~`, is
         never looked up on the Hub.
     purpose: what the folder is wanted for, to say in errors.
     weights: fetch the weights too, in one format.
+    tokenizer: fetch tokenizer and model card too; a base or a vision tower needs none.
 
     Raises FileNotFoundError where there is no such folder or it cannot be fetched.
     """
@@ -34,7 +39,8 @@ def find_folder(name: str | Path, purpose: str, weights: bool = True) -> Path:
         raise FileNotFoundError(
             f"There is no folder {name} for {purpose}; give a folder or a Hub id like owner/name."
         )
-    return _fetch(str(name), purpose, weights)
+    metadata = METADATA_FILES if tokenizer else _WITHOUT_TOKENIZER
+    return _fetch(str(name), purpose, metadata, weights)
 
 
 def bundled_model() -> Path:
@@ -53,21 +59,45 @@ def reason(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
-def _fetch(hub_id: str, purpose: str, weights: bool) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
+def upload_folder(folder: Path, repo: str) -> None:
+    """Upload a finished folder, resuming where an earlier try stopped. Raises ValueError."""
+    from huggingface_hub import HfApi
 
-    patterns = [*METADATA_FILES, *(f"vision_tower/{file}" for file in METADATA_FILES)]
+    try:
+        api = HfApi()
+        api.create_repo(repo_id=repo, exist_ok=True)
+        api.upload_large_folder(folder_path=folder, repo_id=repo, repo_type="model")
+    except Exception as error:  # those of the HTTP library come through, too
+        raise ValueError(
+            f"{folder} is written, but the upload to {repo} failed: {reason(error)}."
+        ) from None
+    print(f"Uploaded to {repo}.", file=sys.stderr)
+
+
+def _fetch(hub_id: str, purpose: str, metadata: tuple[str, ...], weights: bool) -> Path:
+    from huggingface_hub import snapshot_download
+
+    patterns = [*metadata, *(f"vision_tower/{file}" for file in metadata)]
     if weights:
         formats = _formats(hub_id)
         patterns += [*formats, *(f"vision_tower/{file}" for file in formats)]
     try:
         return Path(snapshot_download(hub_id, allow_patterns=patterns))
-    except (HfHubHTTPError, OSError, ValueError) as error:
+    except Exception as error:  # those of the HTTP library come through, too
         raise FileNotFoundError(
             f"{hub_id} for {purpose} is no folder here and could not be fetched from the Hub "
-            f"({reason(error)}); download it elsewhere and give its folder."
+            f"({reason(error)}); {_next_step(hub_id, error)}."
         ) from None
+
+
+def _next_step(hub_id: str, error: Exception) -> str:
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    if isinstance(error, GatedRepoError):
+        return f"accept its terms at https://huggingface.co/{hub_id} and run hf auth login"
+    if isinstance(error, RepositoryNotFoundError):
+        return "check the id, and run hf auth login if the repository is private"
+    return "go online, or download it elsewhere and give its folder"
 
 
 def _formats(hub_id: str) -> tuple[str, ...]:

@@ -25,7 +25,7 @@ _blas_hint_given = False
 
 
 def load(
-    path_or_hub_id: str | Path | None = None, dequantize: bool = True
+    path_or_hub_id: str | Path | None = None, dequantize: bool = True, lazy: bool = False
 ) -> tuple[Model, Processor]:
     """Load a converted model and what prepares its inputs.
 
@@ -34,6 +34,7 @@ def load(
         never looked up on the Hub.
     dequantize: on the CPU, turn quantized weights into float32 where all weights then stay under
         2 GB; MLX's quantized products are slow there.
+    lazy: read the values of the weights only when they are used.
 
     On a GPU weights keep their dtype, on the CPU floating point weights become float32.
 
@@ -55,10 +56,10 @@ def load(
             f"{folder}: the tokenizer has {len(tokenizer)} tokens, the model "
             f"{config.text['vocab_size']}; they belong to different models."
         )
-    return _load_model(folder, config, dequantize), Processor(config, tokenizer)
+    return _load_model(folder, config, dequantize, lazy), Processor(config, tokenizer)
 
 
-def _load_model(folder: Path, config: FerretConfig, dequantize: bool) -> Model:
+def _load_model(folder: Path, config: FerretConfig, dequantize: bool, lazy: bool) -> Model:
     if not any(folder.glob("model*.safetensors")):
         raise FileNotFoundError(
             f"{folder} holds no model*.safetensors; give a folder that convert.py made."
@@ -84,7 +85,10 @@ def _load_model(folder: Path, config: FerretConfig, dequantize: bool) -> Model:
         if dequantize and _parameter_count(model) * mx.float32.size < DEQUANTIZED_LIMIT:
             dequantize_model(model)
             model.set_dtype(mx.float32)  # some modes dequantize to bfloat16
-    mx.eval(model.parameters())
+    if not lazy:
+        mx.eval(model.parameters())
+        for stage in range(len(config.sampler.stages)):
+            model.region_sampler.folded(stage)
     return model
 
 

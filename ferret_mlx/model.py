@@ -56,6 +56,20 @@ class Model(nn.Module):
         """(1, L) ids, or (1, L, D) embeddings that take their place -> (1, L, V) logits."""
         return self.language_model(inputs, cache, input_embeddings)
 
+    def next_logits(self, inputs: mx.array, cache: list[Any], embeddings: mx.array) -> mx.array:
+        """(1, V) logits of what follows the last position; see `__call__`.
+
+        Those of all positions of a prompt would take tens of megabytes and be thrown away.
+        """
+        text = self.language_model
+        last = text.model(inputs, cache, embeddings)[:, -1]
+        return text.model.embed_tokens.as_linear(last) if self.is_tied else text.lm_head(last)
+
+    @property
+    def is_tied(self) -> bool:
+        """Whether the word embeddings are the output layer, too."""
+        return self.config.text["tie_word_embeddings"]
+
     @property
     def layers(self) -> list[nn.Module]:
         return self.language_model.layers
@@ -82,45 +96,60 @@ class Model(nn.Module):
 
         Raises ValueError when image, regions and placeholders do not fit together.
         """
-        ids = np.array(input_ids, dtype=np.int32)
-        image_at = self._image_position(ids)
-        regions_at = np.flatnonzero(ids == self.config.region_token_id)
+        self._check_image(input_ids)
+        named = list(input_ids).count(self.config.region_token_id)
         region_count = 0 if region_points is None else region_points.shape[0]
-        if len(regions_at) != region_count:
+        if named != region_count:
             raise ValueError(
-                f"The prompt has {len(regions_at)} <region_fea> but region_points hold "
+                f"The prompt has {named} <region_fea> but region_points hold "
                 f"{region_count} regions."
             )
         features = self.encode_image(pixel_values)
+        vectors = None
+        if region_points is not None and region_count:
+            vectors = self.region_sampler(features, region_points, starts, neighbors)
+        return self.embed_part(input_ids, features, vectors)
+
+    def embed_part(
+        self,
+        input_ids: Sequence[int],
+        features: mx.array,
+        region_vectors: mx.array | None = None,
+    ) -> mx.array:
+        """Any part of a prompt, its image encoded already -> (1, L, D).
+
+        input_ids: with or without the image's -200.
+        features: (1, rows * columns, C) of `encode_image`.
+        region_vectors: (R, D), one for each `<region_fea>` of this part, in text order.
+        """
+        ids = np.array(input_ids, dtype=np.int32)
         rows = self.language_model.model.embed_tokens(
             mx.array(np.where(ids == IMAGE_TOKEN_INDEX, 0, ids))
         )
-        if region_points is not None and region_count:
-            vectors = self.region_sampler(features, region_points, starts, neighbors)
-            rows[mx.array(regions_at)] = vectors.astype(rows.dtype)
-        image = self.mm_projector(features)[0].astype(rows.dtype)
-        return mx.concatenate([rows[:image_at], image, rows[image_at + 1 :]])[None]
+        regions_at = np.flatnonzero(ids == self.config.region_token_id)
+        if region_vectors is not None and regions_at.size:
+            rows[mx.array(regions_at)] = region_vectors.astype(rows.dtype)
+        if image_at := np.flatnonzero(ids == IMAGE_TOKEN_INDEX).tolist():
+            image = self.mm_projector(features)[0].astype(rows.dtype)
+            rows = mx.concatenate([rows[: image_at[0]], image, rows[image_at[0] + 1 :]])
+        return rows[None]
 
     def expand_ids(self, input_ids: Sequence[int]) -> mx.array:
-        """(L,) ids, one for each row of `embed_inputs`; the image's are 0 (they are not read)."""
-        ids = np.array(input_ids, dtype=np.int32)
-        image_at = self._image_position(ids)
+        """(L,) ids, one for each row of `embed_part`; the image's are 0 (they are not read)."""
         rows, columns = self.config.vision.grid
-        return mx.array(
-            np.concatenate(
-                [ids[:image_at], np.zeros(rows * columns, dtype=np.int32), ids[image_at + 1 :]]
-            )
-        )
+        ids = np.array(input_ids, dtype=np.int32)
+        places = np.where(ids == IMAGE_TOKEN_INDEX, rows * columns, 1)
+        return mx.array(np.repeat(np.where(ids == IMAGE_TOKEN_INDEX, 0, ids), places))
 
     @staticmethod
-    def _image_position(ids: np.ndarray) -> int:
-        positions = np.flatnonzero(ids == IMAGE_TOKEN_INDEX)
-        if ids.ndim != 1 or len(positions) != 1:
+    def _check_image(input_ids: Sequence[int]) -> None:
+        ids = np.array(input_ids)
+        count = np.count_nonzero(ids == IMAGE_TOKEN_INDEX)
+        if ids.ndim != 1 or count != 1:
             raise ValueError(
-                f"input_ids hold {len(positions)} image placeholders ({IMAGE_TOKEN_INDEX}), "
+                f"input_ids hold {count} image placeholders ({IMAGE_TOKEN_INDEX}), "
                 "expected a flat list with one."
             )
-        return int(positions[0])
 
     @property
     def quant_predicate(self) -> Callable[[str, nn.Module], bool]:
@@ -155,7 +184,7 @@ class Model(nn.Module):
         if name.startswith("vision_tower.post_layernorm."):
             return True
         if name == "language_model.lm_head.weight":
-            return self.config.text["tie_word_embeddings"]
+            return self.is_tied
         layer = name.removeprefix("vision_tower.encoder.layers.")
         return layer != name and int(layer.split(".")[0]) >= self.config.vision.layers_used
 

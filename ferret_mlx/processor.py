@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 import numpy as np
+from PIL import Image
 
 from .config import FerretConfig
 from .image import ImageLike, open_image, preprocess
-from .prompt import Turn, build_prompt, tokenize_prompt
+from .prompt import IMAGE_TOKEN_INDEX, Turn, build_prompt, tokenize_prompt
 from .regions import POINTS_PER_REGION, Region, describe_regions, sample_points
 from .tokenizer import Tokenizer
 
@@ -83,40 +84,58 @@ class Processor:
                 is longer than the model's context.
         """
         picture = open_image(image)
-        size = picture.size
-        texts, masks = describe_regions(regions, size)
-        text, order = build_prompt(
-            prompt, texts, self.config.prompt_template, self.config.use_im_start_end
-        )
-        if not isinstance(prompt, str) and prompt[-1]["role"] != "user":
-            raise ValueError("The prompt must end with a user turn; add the question to answer.")
-        input_ids = tokenize_prompt(text, self.tokenizer)
-        self._check_length(len(input_ids))
-
+        texts, masks = describe_regions(regions, picture.size)
+        text, input_ids, order = self.encode_turns(prompt, texts)
+        if self.length(input_ids) >= self.config.context:
+            raise ValueError(
+                f"The prompt {self.no_room(input_ids)}; shorten the prompt or drop earlier turns."
+            )
         rng = np.random.default_rng(seed)
-        points = [sample_points(mask, rng) for mask in masks]
-        rows = [points[index] for index in order]
-        pixels = preprocess(
-            picture, self.config.vision.image_size, self.config.image_mean, self.config.image_std
-        )
+        points = stack_points([sample_points(mask, rng) for mask in masks])
         return Inputs(
             text=text,
             input_ids=input_ids,
-            pixel_values=mx.array(pixels[None]),
-            region_points=mx.array(
-                np.stack(rows) if rows else np.zeros((0, POINTS_PER_REGION, 2), np.float32)
-            ),
+            pixel_values=self.pixel_values(picture),
+            region_points=mx.array(points[order]),
             region_order=order,
-            image_size=size,
+            image_size=picture.size,
             region_texts=texts,
         )
 
-    def _check_length(self, ids: int) -> None:
+    def encode_turns(
+        self, turns: str | Sequence[Turn], region_texts: Sequence[str] = ()
+    ) -> tuple[str, list[int], list[int]]:
+        """The prompt, its ids, and for each ``<region_fea>`` in text order the region's index.
+
+        Raises ValueError as ``build_prompt`` does, and when the last turn is not a user's.
+        """
+        text, order = build_prompt(
+            turns, region_texts, self.config.prompt_template, self.config.use_im_start_end
+        )
+        if not isinstance(turns, str) and turns[-1]["role"] != "user":
+            raise ValueError("The prompt must end with a user turn; add the question to answer.")
+        return text, tokenize_prompt(text, self.tokenizer), order
+
+    def pixel_values(self, picture: Image.Image) -> mx.array:
+        """float32 (1, S, S, 3), normalised, of an upright picture."""
+        config = self.config
+        pixels = preprocess(picture, config.vision.image_size, config.image_mean, config.image_std)
+        return mx.array(pixels[None])
+
+    def length(self, input_ids: Sequence[int]) -> int:
+        """The positions that (part of) a prompt takes, those of the expanded image included."""
         rows, columns = self.config.vision.grid
-        length = ids - 1 + rows * columns
-        if length + 1 > self.config.context:
-            raise ValueError(
-                f"The prompt takes {length} tokens, {rows * columns} of them for the picture, and "
-                f"the model's context of {self.config.context} has to hold at least one more; "
-                f"shorten the prompt or drop earlier turns."
-            )
+        return len(input_ids) + (rows * columns - 1) * (IMAGE_TOKEN_INDEX in input_ids)
+
+    def no_room(self, input_ids: Sequence[int]) -> str:
+        """Why a prompt that is too long cannot be answered."""
+        rows, columns = self.config.vision.grid
+        return (
+            f"takes {self.length(input_ids)} tokens, {rows * columns} of them for the picture, and "
+            f"the model's context of {self.config.context} has to hold at least one more"
+        )
+
+
+def stack_points(points: Sequence[np.ndarray]) -> np.ndarray:
+    """(512, 2) of each region -> float32 (R, 512, 2), also for no region."""
+    return np.stack(points) if len(points) else np.zeros((0, POINTS_PER_REGION, 2), np.float32)

@@ -78,9 +78,8 @@ def build_prompt(
     _check_names(order, len(region_texts))
     if region_texts and not order:
         order = list(range(len(region_texts)))
-        appended = ", ".join(f"[region{index}]" for index in order)
         last = max(i for i, (role, _) in enumerate(checked) if role == "user")
-        checked[last] = ("user", f"{checked[last][1]} {appended}")
+        checked[last] = ("user", name_regions(checked[last][1], len(region_texts)))
 
     def coordinates(match: re.Match[str]) -> str:
         return f"{region_texts[int(match[1])]} {REGION_TOKEN}"
@@ -94,6 +93,26 @@ def build_prompt(
         else:
             prompt += form.assistant.format(text)
     return prompt + (form.open_turn if checked[-1][0] == "user" else ""), order
+
+
+def name_regions(text: str, count: int, first: int = 0) -> str:
+    """A user text that names each of its ``count`` regions, counted from ``first`` on.
+
+    A text that names none gets all of them appended. Raises ValueError for a region that is
+    named but not given, or given but not named while others are.
+    """
+    named = [int(index) for index in _NAMED_REGION.findall(text)]
+    _check_names(named, count)
+    if count and not named:
+        text = f"{text} {', '.join(f'[region{index}]' for index in range(count))}"
+    return _NAMED_REGION.sub(lambda match: f"[region{int(match[1]) + first}]", text)
+
+
+def without_placeholders(text: str) -> str:
+    """An answer as a turn may hold it: without the tokens that stand for pixels."""
+    while any(token in text for token in (IMAGE_TOKEN, REGION_TOKEN)):
+        text = text.replace(IMAGE_TOKEN, "").replace(REGION_TOKEN, "")
+    return text
 
 
 def tokenize_prompt(text: str, tokenizer: Tokenizer) -> list[int]:

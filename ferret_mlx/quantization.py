@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
 from typing import Any
 
 import mlx.nn as nn
@@ -66,6 +67,12 @@ class Quantization:
         object.__setattr__(self, "group_size", self.group_size or group_sizes[0])
         object.__setattr__(self, "bits", self.bits or bits[0])
 
+    @property
+    def width(self) -> int:
+        """What a layer's width has to be a multiple of."""
+        # MLX packs nvfp4's groups of 16 in pairs, and fails where one is left over.
+        return max(self.group_size or 0, 32)
+
     def flags(self) -> str:
         """The options on the command line of convert.py."""
         words = ["-q"]
@@ -86,36 +93,38 @@ def quantize_model_parts(
 ) -> dict[str, Any]:
     """Quantize the model in place and return the config that says so.
 
-    Layers whose width is no multiple of the group size stay as they are. Raises ValueError when
+    Layers whose width is no multiple of `options.width` stay as they are. Raises ValueError when
     that leaves none.
     """
     predicate = _predicate(model, options)
     fits, skipped = 0, []
     for path, module in model.named_modules():
         if hasattr(module, "to_quantized") and predicate(path, module):
-            if module.weight.shape[-1] % options.group_size:
+            if module.weight.shape[-1] % options.width:
                 skipped.append(path)
             else:
                 fits += 1
     if not fits:
         raise ValueError(
-            f"No layer's width is a multiple of --q-group-size {options.group_size}; "
-            "choose a smaller one, or convert without -q."
+            f"No layer's width is a multiple of {options.width} (--q-group-size "
+            f"{options.group_size}); choose a smaller one, or convert without -q."
         )
     if skipped:
         print(
             f"note: {len(skipped)} layers stay unquantized, their width is no multiple of "
-            f"{options.group_size} ({skipped[0]}, ...)",
+            f"{options.width} ({skipped[0]}, ...)",
             file=sys.stderr,
         )
-    with redirect_stdout(sys.stderr):
+    with redirect_stdout(StringIO()):  # its line on bits per weight: the table at the end says it
         _, config = quantize_model(
             model,
             config,
             options.group_size,
             options.bits,
             mode=options.mode,
-            quant_predicate=predicate,
+            quant_predicate=lambda path, module: (
+                module.weight.shape[-1] % options.width == 0 and predicate(path, module)
+            ),
         )
     return config
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from math import prod
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -12,6 +13,7 @@ import numpy as np
 
 _CHUNK = 16 << 20  # bytes per read; some systems cap a single read at 2 GB
 MAX_HEADER = 100 << 20  # safetensors' own limit; torch's pickles are smaller still
+MAX_DIMENSION = 2**31 - 1  # MLX counts in 32 bits
 
 # bytes per element
 ITEM_SIZES = {
@@ -37,6 +39,10 @@ class TensorInfo(NamedTuple):
     shape: tuple[int, ...]
     dtype: mx.Dtype
 
+    @property
+    def nbytes(self) -> int:
+        return prod(self.shape) * self.dtype.size
+
 
 class Tensors(Protocol):
     """Named tensors that are read one by one: a file, a checkpoint, a merged delta."""
@@ -46,6 +52,14 @@ class Tensors(Protocol):
     def info(self, name: str) -> TensorInfo: ...
 
     def read(self, name: str) -> mx.array: ...
+
+    def blocks(self, name: str, rows: int) -> Iterator[mx.array]:
+        """The tensor in runs of `rows` along its first axis (the last may be shorter)."""
+        ...
+
+    def location(self, name: str) -> str:
+        """The file or files that the tensor is read from, for messages."""
+        ...
 
 
 class TensorFile(Tensors, Protocol):
@@ -79,7 +93,10 @@ class PositionedFile:
 
     def chunks(self, offset: int, count: int) -> Iterator[bytes]:
         while count > 0:
-            chunk = os.pread(self._fd, min(count, _CHUNK), offset)
+            try:
+                chunk = os.pread(self._fd, min(count, _CHUNK), offset)
+            except OSError as error:
+                raise ValueError(f"{self.path} cannot be read ({error.strerror}).") from None
             if not chunk:
                 raise ValueError(f"{self.path} is truncated; copy it again.")
             yield chunk
@@ -95,6 +112,27 @@ class PositionedFile:
         for chunk in self.chunks(offset, len(out)):
             out[position : position + len(chunk)] = chunk
             position += len(chunk)
+
+    def array_at(self, offset: int, shape: tuple[int, ...], element: str) -> mx.array:
+        """The elements that lie in row-major order from `offset` on."""
+        data = np.empty(prod(shape) * ITEM_SIZES[element], np.uint8)
+        self.read_into(data.data, offset)
+        return to_mx(data.view(np_dtype(element)).reshape(shape), element)
+
+    def blocks_at(
+        self, offset: int, shape: tuple[int, ...], element: str, rows: int
+    ) -> Iterator[mx.array]:
+        """What `array_at` gives, in runs of `rows` along the first axis; a scalar whole."""
+        if not shape:
+            yield self.array_at(offset, shape, element)
+            return
+        row_bytes = prod(shape[1:]) * ITEM_SIZES[element]
+        for first in range(0, shape[0], rows):
+            block = (min(rows, shape[0] - first), *shape[1:])
+            yield self.array_at(offset + first * row_bytes, block, element)
+
+    def location(self, name: str) -> str:
+        return str(self.path)
 
 
 def np_dtype(element: str) -> np.dtype:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import zipfile
 import zlib
+from collections.abc import Iterator
 
 import mlx.core as mx
 import numpy as np
@@ -24,8 +25,8 @@ from .torch_pickle import TensorRecord, read_tensor_dict
 class TorchFile(PositionedFile):
     """A file of `torch.save`: a zip of stored entries, one per storage, and a pickle.
 
-    A storage's CRC-32 is checked when a tensor of it is first read, without holding more of
-    the storage than the tensor needs.
+    A storage's CRC-32 is checked before a tensor of it is first read, which reads the storage
+    twice (the second time from the system's cache) and never holds it.
     """
 
     def _open(self) -> None:
@@ -79,8 +80,9 @@ class TorchFile(PositionedFile):
     def read(self, name: str) -> mx.array:
         tensor = self._tensors[name]
         size = ITEM_SIZES[tensor.storage.element]
+        start = self._verify_storage(name, tensor)
         data = np.empty(tensor.extent * size, np.uint8)
-        self._read_storage(name, tensor, data.data)
+        self.read_into(data.data, start + tensor.offset * size)
         elements = data.view(np_dtype(tensor.storage.element))
         if 0 in tensor.shape:
             view = elements.reshape(tensor.shape)
@@ -88,6 +90,17 @@ class TorchFile(PositionedFile):
             strides = [size * stride for stride in tensor.strides]
             view = np.lib.stride_tricks.as_strided(elements, tensor.shape, strides, writeable=False)
         return to_mx(np.ascontiguousarray(view).reshape(tensor.shape), tensor.storage.element)
+
+    def blocks(self, name: str, rows: int) -> Iterator[mx.array]:
+        tensor = self._tensors[name]
+        element = tensor.storage.element
+        if tensor.is_contiguous:
+            offset = self._verify_storage(name, tensor) + tensor.offset * ITEM_SIZES[element]
+            yield from self.blocks_at(offset, tensor.shape, element, rows)
+        else:
+            value = self.read(name)
+            for first in range(0, len(value), rows):
+                yield value[first : first + rows]
 
     def _check_storage(self, name: str, tensor: TensorRecord) -> None:
         storage = tensor.storage
@@ -135,22 +148,17 @@ class TorchFile(PositionedFile):
             raise ValueError(f"{self.path} is damaged: wrong CRC-32 of {record}; copy it again.")
         return data
 
-    def _read_storage(self, name: str, tensor: TensorRecord, out: memoryview) -> None:
-        key, size = tensor.storage.key, ITEM_SIZES[tensor.storage.element]
+    def _verify_storage(self, name: str, tensor: TensorRecord) -> int:
+        """The file offset of the storage's first byte, once its CRC-32 is known to be right."""
+        key = tensor.storage.key
         entry, start = self._locate(f"data/{key}")
-        first = tensor.offset * size
-        if key in self._checked:
-            self.read_into(out, start + first)
-            return
-        crc, position = 0, -first  # position: of the chunk's first byte within `out`
-        for chunk in self.chunks(start, entry.file_size):
-            crc = zlib.crc32(chunk, crc)
-            low, high = max(position, 0), min(position + len(chunk), len(out))
-            if low < high:
-                out[low:high] = chunk[low - position : high - position]
-            position += len(chunk)
-        if crc != entry.CRC:
-            raise ValueError(
-                f"{self.path} is damaged: wrong CRC-32 of the storage of {name}; copy it again."
-            )
-        self._checked.add(key)
+        if key not in self._checked:
+            crc = 0
+            for chunk in self.chunks(start, entry.file_size):
+                crc = zlib.crc32(chunk, crc)
+            if crc != entry.CRC:
+                raise ValueError(
+                    f"{self.path} is damaged: wrong CRC-32 of the storage of {name}; copy it again."
+                )
+            self._checked.add(key)
+        return start

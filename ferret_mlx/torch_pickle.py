@@ -13,6 +13,8 @@ from collections import OrderedDict
 from math import prod
 from typing import Any, NamedTuple
 
+from .tensor_files import MAX_DIMENSION
+
 # torch storage class -> name of the element type
 STORAGE_TYPES = {
     "FloatStorage": "float32",
@@ -58,6 +60,16 @@ class TensorRecord(NamedTuple):
             return 0
         return 1 + sum((n - 1) * stride for n, stride in zip(self.shape, self.strides, strict=True))
 
+    @property
+    def is_contiguous(self) -> bool:
+        """Whether the elements lie one after the other in row-major order."""
+        expected = 1
+        for n, stride in zip(reversed(self.shape), reversed(self.strides), strict=True):
+            if n != 1 and stride != expected:
+                return False
+            expected *= n
+        return True
+
 
 class RefusedPickle(ValueError):
     """The pickle asks for something that a dict of tensors does not need."""
@@ -98,6 +110,8 @@ def _rebuild_tensor(
     record = TensorRecord(storage, offset, tuple(shape), tuple(strides))
     if len(shape) != len(strides) or offset + record.extent > storage.numel:
         raise ValueError(f"a tensor of shape {record.shape} reaches beyond its storage.")
+    if max(record.shape, default=0) > MAX_DIMENSION:
+        raise ValueError(f"a tensor has the impossible shape {record.shape}.")
     # Zero strides could otherwise blow a few bytes up to any size.
     if prod(shape) > storage.numel:
         raise ValueError(f"a tensor of shape {record.shape} repeats elements of its storage.")

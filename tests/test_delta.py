@@ -49,11 +49,11 @@ def test_added_rows_and_added_tensors_are_taken_as_they_are(tmp_path):
 
 def test_buffers_do_not_matter(tmp_path):
     """Vicuna's files hold `inv_freq`, a delta made by newer transformers does not."""
-    weight = torch.ones(2)
     buffer = {"model__layers__0__self_attn__rotary_emb__inv_freq": torch.ones(4)}
-    plain, with_buffer = dict(model__norm__weight=weight), dict(model__norm__weight=weight) | buffer
-    for i, (ours, theirs) in enumerate(((plain, with_buffer), (with_buffer, plain))):
-        delta, base = save(tmp_path / f"d{i}", **ours), save(tmp_path / f"b{i}", **theirs)
+    weight, base_weight = ({"model__norm__weight": torch.full((2,), x)} for x in (0.1, 1.0))
+    for i, (ours, theirs) in enumerate(((buffer, {}), ({}, buffer))):
+        delta = save(tmp_path / f"d{i}", **weight, **ours)
+        base = save(tmp_path / f"b{i}", **base_weight, **theirs)
         assert MergedCheckpoint(delta, base).names() == ["model.norm.weight"]
 
 
@@ -78,3 +78,24 @@ def test_a_base_that_does_not_fit(tmp_path, delta, base, message):
     with pytest.raises(ValueError, match=message) as error:
         MergedCheckpoint(delta, base)
     assert "\n" not in str(error.value)
+
+
+def test_a_shard_in_the_wrong_folder(tmp_path):
+    """Names and shapes fit when a middle shard of the base lies in the delta's folder."""
+    norm = {"model__layers__3__input_layernorm__weight": torch.full((4,), 0.9)}
+    delta, base = save(tmp_path / "delta", **norm), save(tmp_path / "base", **norm)
+    with pytest.raises(ValueError, match=r"layers\.3\.input_layernorm\.weight is the same in"):
+        MergedCheckpoint(delta, base)
+
+
+def test_blocks_are_the_tensor(tmp_path):
+    """Catches rows that are added to others' where a block ends, or the base does."""
+    generator = torch.Generator().manual_seed(0)
+    ours, theirs = (torch.randn(n, 3, generator=generator).half() for n in (10, 7))
+    delta = save(tmp_path / "delta", lm_head__weight=ours)
+    merged = MergedCheckpoint(delta, save(tmp_path / "base", lm_head__weight=theirs))
+    ours[:7] += theirs
+    for rows in (1, 2, 3, 4, 7, 8, 10, 100):
+        blocks = [np.array(block) for block in merged.blocks("lm_head.weight", rows)]
+        assert [len(block) for block in blocks[:-1]] == [rows] * (len(blocks) - 1)
+        assert np.array_equal(np.concatenate(blocks), ours.numpy())

@@ -135,6 +135,19 @@ def test_mlx_lm_drives_the_model(parity_model, case):
         rows = mx.concatenate([rows, table(mx.array([[token]]))], axis=1)
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_logits_of_the_last_position(parity, parity_model, case, tied):
+    model = parity_model
+    if tied:
+        values = read_config(parity / "checkpoint") | {"tie_word_embeddings": True}
+        mx.random.seed(0)
+        model = Model(FerretConfig.from_dict(values))
+    ids, rows = model.expand_ids(case["input_ids"])[None], model.embed_inputs(**case)
+    logits = model.next_logits(ids, make_prompt_cache(model), rows)
+    assert logits.shape == (1, 32001)
+    assert mx.allclose(logits, model(ids, input_embeddings=rows)[:, -1], atol=1e-4)
+
+
 def test_mlx_lm_quantizes_the_language_model_only(parity):
     values = read_config(parity / "checkpoint") | {"hidden_size": 64}
     model = Model(FerretConfig.from_dict(values))

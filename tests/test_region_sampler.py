@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
+from ferret_mlx import geometry_kernels, region_sampler
 from ferret_mlx.config import SamplerConfig
-from ferret_mlx.region_sampler import RegionSampler, region_read_order
+from ferret_mlx.geometry import farthest_points, sampling_indices
+from ferret_mlx.region_sampler import RegionSampler, pool_pair_by_pair, region_read_order
 
 
 @pytest.fixture(scope="module")
@@ -91,17 +93,31 @@ def test_bilinear_samples_are_exact_on_a_plane(order):
     assert np.abs(sampled - np.stack([row, column], axis=-1)).max() < 1e-5
 
 
-def pool_pair_by_pair(sampler, stage, points, x, centers, neighborhood) -> mx.array:
-    """A block as it is defined and trained: both maps run for every (kept point, neighbour)."""
-    region = mx.arange(points.shape[0])[:, None]
-    local = mx.concatenate([x, points], axis=-1)
-    anchor = local[region, centers][:, :, None]
-    difference = local[region[..., None], neighborhood] - anchor
-    projected = sampler.diff_projector_list[stage](difference)
-    anchor = mx.broadcast_to(anchor, projected.shape)
-    aggregation = sampler.agg_projector_list[stage]
-    hidden = aggregation.net[0](mx.concatenate([projected, anchor], axis=-1))
-    return aggregation.norm(mx.maximum(hidden, 0)).max(axis=2)
+def straightforward(sampler, features, points, starts, neighbors) -> mx.array:
+    """The whole sampler with its blocks as they are defined."""
+    centers = [i for i, _ in sampling_indices(np.array(points), sampler.config.stages, starts)]
+    points = points.astype(mx.float32)
+    x = sampler.features_at(features, points)
+    for stage, (kept, near) in enumerate(zip(centers, neighbors, strict=True)):
+        block = (stage, points, x, mx.array(kept), near)
+        points, x = pool_pair_by_pair(sampler, *block)
+    return sampler.dim_projector(sampler.flatten_projector(x.flatten(1).astype(sampler.dtype)))
+
+
+@pytest.mark.parametrize("by", ["grid", "points"])
+@pytest.mark.parametrize("mode", ["max", "mean"])
+@pytest.mark.parametrize(("dtype", "limit"), [(mx.float32, 1e-5), (mx.float16, 5e-3)])
+def test_folded_maps_give_what_the_definition_gives(
+    sampler, case, monkeypatch, by, mode, dtype, limit
+):
+    """Whether the first block's maps are applied to the feature map or to the points."""
+    folded = variant(sampler, pooler_mode=mode)
+    folded.set_dtype(dtype)
+    monkeypatch.setattr(RegionSampler, "maps_the_grid", lambda self, regions: by == "grid")
+    args = (case["features"].astype(dtype), case["points"], case["starts"], case["neighbors"])
+    vectors, expected = folded(*args), straightforward(folded, *args)
+    assert vectors.dtype == dtype
+    assert relative(vectors.astype(mx.float32), expected.astype(mx.float32)) <= limit
 
 
 @pytest.mark.parametrize("stage", [0, 1])
@@ -114,7 +130,60 @@ def test_maps_per_point_are_the_maps_per_pair(sampler, case, stage):
     block = (stage, points, x, centers, near)
     kept, pooled = sampler.pool(*block)
     assert kept.shape == (3, 40, 2)
-    assert relative(pooled, pool_pair_by_pair(sampler, *block)) < 1e-6
+    expected_kept, expected = pool_pair_by_pair(sampler, *block)
+    assert mx.array_equal(kept, expected_kept)
+    assert relative(pooled, expected) < 1e-6
+
+
+def test_what_is_mapped_depends_on_the_number_of_regions():
+    """24 x 24 cells, two maps: 1,152 products; per region 512 neighbours and 128 kept points."""
+    sampler = RegionSampler(16, 8, (24, 24), SamplerConfig())
+    assert [sampler.maps_the_grid(regions) for regions in (1, 2, 32)] == [False, True, True]
+
+
+def test_maps_are_folded_once_and_again_for_other_weights(sampler, case):
+    """A stale fold would go unnoticed: its vectors look like any others."""
+    changed = variant(sampler)
+    args = (case["features"], case["points"], case["starts"], case["neighbors"])
+    before = changed(*args)
+    folds = [changed.folded(stage) for stage in (0, 1)]
+    changed(*args)
+    assert [changed.folded(stage) for stage in (0, 1)] == folds
+    conv = changed.agg_projector_list[1].net[0]
+    conv.weight = conv.weight * 1.5
+    after = changed(*args)
+    assert changed.folded(0) is folds[0] and changed.folded(1) is not folds[1]
+    assert relative(after, before) > 1e-3
+    assert relative(after, straightforward(changed, *args)) <= 1e-5
+    assert "folded" not in str(changed.parameters().keys())
+
+
+def test_many_regions_are_pooled_in_parts(sampler, case, monkeypatch):
+    args = [case[name] for name in ("features", "points", "starts", "neighbors")]
+    whole = sampler(*args)
+    monkeypatch.setattr(region_sampler, "PART_BYTES", 2 * 512 * sampler.width * 4)
+    calls = []
+    pool_pairs = RegionSampler._pool_pairs
+    monkeypatch.setattr(
+        RegionSampler, "_pool_pairs",
+        lambda self, stage, *block: calls.append(len(block[0])) or pool_pairs(self, stage, *block),
+    )  # fmt: skip
+    assert relative(sampler(*args), whole) < 1e-6
+    assert calls == [2, 1, 3]
+
+
+def test_on_a_gpu_the_kernel_gives_the_indices(sampler, case, monkeypatch):
+    used = []
+
+    def kernel(points, count, starts):
+        used.append(count)
+        return mx.array(farthest_points(np.array(points), count, np.array(starts)))
+
+    expected = sampler(case["features"], case["points"], case["starts"])
+    monkeypatch.setattr(geometry_kernels, "farthest_points_kernel", lambda: kernel)
+    vectors = sampler(case["features"], case["points"], case["starts"])
+    assert used == [128, 32]
+    assert relative(vectors, expected) < 1e-6
 
 
 def test_memory_of_many_regions():

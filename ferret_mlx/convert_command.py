@@ -1,0 +1,73 @@
+"""The command line ``convert.py``: convert a checkpoint, or check what was converted."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+from mlx_lm.convert import MODEL_CONVERSION_DTYPES
+
+from .check import check
+from .convert import convert
+from .errors import ArgumentParser
+from .quantization import MODES, RECIPES
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """What `cli.convert_main` runs."""
+    args = vars(_parser().parse_args(argv))
+    checked, against = args.pop("check"), args.pop("against")
+    if checked is not None:
+        _check(checked, against, args)
+        return
+    if against is not None:
+        raise ValueError("--against was given without --check; add --check MLX_DIR.")
+    for flag in ("hf_path", "mlx_path"):
+        if args[flag] is None:
+            raise ValueError(f"--{flag.replace('_', '-')} is missing; a conversion needs it.")
+    asked = (args["q_bits"], args["q_group_size"], args["q_mode"], args["quant_predicate"])
+    if not args["quantize"] and (args["quantize_vision"] or any(v is not None for v in asked)):
+        raise ValueError("Quantization options were given without -q; add -q.")
+    args["q_mode"] = args["q_mode"] or "affine"
+    convert(**args)
+
+
+def _check(folder: str, against: str | None, args: dict[str, Any]) -> None:
+    sources = {name: args.pop(name) for name in ("base_path", "vision_tower")}
+    for name, value in args.items():
+        if value:
+            raise ValueError(f"--{name.replace('_', '-')} does not go with --check; leave it out.")
+    if against is None and any(sources.values()):
+        raise ValueError("--check needs --against HF_DIR beside --base-path or --vision-tower.")
+    check(folder, against, **sources)
+
+
+def _parser() -> argparse.ArgumentParser:
+    result = ArgumentParser(
+        description="Convert a Ferret checkpoint to an MLX folder, or check such a folder.",
+        epilog="A conversion that was interrupted goes on when the same command is run again.",
+    )
+    add = result.add_argument
+    add("--hf-path", metavar="DIR|HUB_ID", help="checkpoint in the released layout")
+    add("--base-path", metavar="DIR|HUB_ID", help="the Vicuna model that --hf-path is a delta to")
+    add("--vision-tower", metavar="DIR|HUB_ID", help="CLIP checkpoint to use instead of its own")
+    add("--mlx-path", metavar="OUT", help="folder to write; must not exist yet")
+    add("-q", "--quantize", action="store_true", help="quantize the language model")
+    add("--q-bits", type=int, metavar="N", help="bits per weight (default: 4)")
+    add("--q-group-size", type=int, metavar="N", help="weights that share a scale (default: 64)")
+    add("--q-mode", choices=MODES, help="quantization mode (default: affine)")
+    add("--quant-predicate", choices=RECIPES, metavar="RECIPE",
+        help=f"mixed bits: {', '.join(RECIPES)}")  # fmt: skip
+    add("--quantize-vision", action="store_true",
+        help="quantize vision tower, projector and region sampler too")  # fmt: skip
+    add("-d", "--dequantize", action="store_true",
+        help="restore the weights of --hf-path, a quantized MLX folder")  # fmt: skip
+    add("--dtype", choices=MODEL_CONVERSION_DTYPES,
+        help="of everything not quantized (default: the checkpoint's)")  # fmt: skip
+    add("--upload-repo", metavar="REPO", help="upload the result to this Hub repository")
+    add("--check", metavar="MLX_DIR", help="verify a converted folder instead of converting")
+    add("--against", metavar="DIR|HUB_ID",
+        help="with --check: what it was converted from (a delta together with --base-path), "
+        "to tell the error of every tensor")  # fmt: skip
+    return result

@@ -1,0 +1,81 @@
+"""``generate.py --regions FILE.json``: many questions about one picture, JSON lines out."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from .boxes import parse_boxes
+from .errors import INTERRUPTED
+from .image import open_image
+from .prompt import build_prompt
+from .questions import Question, read_questions
+from .regions import describe_regions
+from .terminal import load_model, report, report_loaded
+
+if TYPE_CHECKING:
+    import argparse
+
+_ONE_ANSWER = ("regions", "save_image", "kv_bits")
+
+
+def answer_file(args: argparse.Namespace) -> None:
+    """Print one JSON object per answer, as each ends. Raises ValueError, FileNotFoundError."""
+    for name in _ONE_ANSWER:
+        if getattr(args, name):
+            flag = f"--{args.regions[0].kind}" if name == "regions" else f"--{name}"
+            raise ValueError(
+                f"{flag.replace('_', '-')} does not go with --regions, which answers many "
+                "questions at once; leave one of the two out."
+            )
+    image = open_image(args.image)
+    questions = read_questions(args.questions, args.prompt, image.size, args.stroke_width)
+    texts = [_check(index, question, image.size) for index, question in enumerate(questions)]
+    model, processor, loading = load_model(args.model)
+    from .session import Session
+
+    start = time.perf_counter()
+    session = Session(model, processor, image)
+    answers = session.ask_many(
+        [(question.prompt, question.regions) for question in questions],
+        max_tokens=args.max_tokens, temp=args.temp, top_p=args.top_p, seed=args.seed,
+    )  # fmt: skip
+    report_loaded(args.model, loading)
+    count = tokens = 0
+    try:
+        for answer in answers:
+            question = questions[answer.index]
+            boxes = parse_boxes(answer.text, image.size)
+            line: dict[str, Any] = {
+                "index": answer.index,
+                "prompt": question.prompt,
+                "text": answer.text,
+                "boxes": [{"label": label, "box": list(box)} for label, box, _ in boxes],
+                "regions": [
+                    {"kind": kind, "text": text}
+                    for kind, text in zip(question.kinds, texts[answer.index], strict=True)
+                ],
+                "finish_reason": answer.finish_reason,
+                "prompt_tokens": answer.prompt_tokens,
+                "generation_tokens": answer.generation_tokens,
+            }
+            print(json.dumps(line), flush=True)
+            count, tokens = count + 1, tokens + answer.generation_tokens
+    except KeyboardInterrupt:
+        report(f"Interrupted; {count} of {len(questions)} questions are answered.")
+        sys.exit(INTERRUPTED)
+    if args.verbose:
+        seconds = time.perf_counter() - start
+        report(f"{count} answers, {tokens} tokens in {seconds:.2f} s.")
+
+
+def _check(index: int, question: Question, size: tuple[int, int]) -> list[str]:
+    """What can be refused before the model is loaded; the regions' texts."""
+    try:
+        texts, _ = describe_regions(question.regions, size)
+        build_prompt(question.prompt, texts)
+    except ValueError as error:
+        raise ValueError(f"Question {index}: {error}") from error
+    return texts

@@ -139,16 +139,16 @@ def differences(a: list[dict], b: list[dict]) -> dict[str, float]:
     and by how much the numbers of boxes differ on the mean, in canvas units."""
     pairs = list(zip(a, b, strict=True))
     said = [p for p in pairs if p[0]["kind"] != "find"]
-    boxes = [[re.findall(r"\d+", r["text"]) for r in p] for p in pairs if p[0]["kind"] == "find"]
-    shifts = [
-        abs(int(x) - int(y)) for p, q in boxes if len(p) == len(q) for x, y in zip(p, q, strict=True)
-    ]
-    found = {"same answers": agreement(pairs)}
+    found = [p for p in pairs if p[0]["kind"] == "find"]
+    numbers = [[re.findall(r"\d+", r["text"]) for r in pair] for pair in found]
+    boxes = [zip(p, q, strict=True) for p, q in numbers if len(p) == len(q)]
+    shifts = [abs(int(x) - int(y)) for box in boxes for x, y in box]
+    result = {"same answers": agreement(pairs)}
     if said:
-        found["same words"] = agreement(said)
+        result["same words"] = agreement(said)
     if shifts:
-        found["box shift"] = round(float(np.mean(shifts)), 2)
-    return found
+        result["box shift"] = round(float(np.mean(shifts)), 2)
+    return result
 
 
 def table(rows: dict[str, dict]) -> str:

@@ -467,7 +467,10 @@ def test_no_torch(parity, tmp_path):
 
 def test_a_failed_upload_keeps_the_folder(parity, tmp_path, capsys):
     args = ("--hf-path", parity / "checkpoint", "--mlx-path", tmp_path / "out")
-    error = fails(capsys, *args, "--upload-repo", "someone/ferret")
+    with pytest.raises(SystemExit) as exit:
+        main([str(arg) for arg in (*args, "--upload-repo", "someone/ferret")])
+    *_, wrote, error = capsys.readouterr().err.splitlines()
+    assert exit.value.code == 2 and wrote.startswith("Wrote ")
     assert "is written, but the upload to someone/ferret failed" in error
     assert (tmp_path / "out" / "config.json").is_file()
 

@@ -1,12 +1,16 @@
 """Shared fixtures: parity data computed by the released implementation (data/parity/README.md)."""
 
 import json
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 DATA = Path(__file__).parent / "data"
+
+# A shell's background job ignores Ctrl-C; the tests of it, and the programs they start, must not.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -152,6 +152,16 @@ def test_flickr_scores_a_repeated_phrase_against_its_first_entity(evaluation, tm
     assert [phrase["hit"][1] for phrase in verdict.details["phrases"]] == [True, True, False]
 
 
+def test_flickr_refuses_another_entities_folder(evaluation, tmp_path):
+    """Before anything is asked."""
+    folder = shutil.copytree(evaluation / "flickr" / "flickr30k", tmp_path / "flickr30k")
+    sentences = folder / "Sentences" / "930012.txt"
+    sentences.write_text(sentences.read_text().replace("the ball]", "a ball]"))
+    data = evaluation / "flickr" / "final_flickr_mergedGT_test.json"
+    with pytest.raises(ValueError, match=r"image 3: the phrase 'the ball' has no box in"):
+        Flickr(data, folder)
+
+
 def test_flickr_refuses_missing_answers(evaluation, tmp_path):
     """The released script leaves one out of the score, and ends with status 0 for more."""
     shutil.copy(evaluation / FLICKR_ANSWERS / "0_of_2.jsonl", tmp_path)

@@ -32,7 +32,8 @@ class Flickr(Benchmark):
         merge: an entity's boxes count as the one around them, as published; otherwise a hit on
             any of them counts.
 
-    Raises FileNotFoundError, or ValueError when the data is not of this form.
+    Raises FileNotFoundError, or ValueError when the data is not of this form or the Entities
+    folder lacks one of its phrases.
     """
 
     name = "flickr"
@@ -42,6 +43,9 @@ class Flickr(Benchmark):
         self.merge = merge
         self.entities = FlickrEntities(entities, "test" if "_test.json" in data.name else "val")
         self.set_items(_items(data))
+        for item in self.items:
+            for phrase in item.record["phrases"]:
+                self._annotated(item, phrase)
 
     def question(self, item: Item, size: Size) -> Question:
         """size is not used: the data has its own."""
@@ -64,10 +68,7 @@ class Flickr(Benchmark):
         return f"{picture}/{take(line.record, 'sentence_id', int, line.where)}"
 
     def verdict(self, item: Item, text: str) -> Verdict:
-        """Per phrase, whether one of its first 1, 5, 10 or of all its boxes is a hit.
-
-        Raises ValueError when the Entities folder lacks a phrase of the data.
-        """
+        """Per phrase, whether one of its first 1, 5, 10 or of all its boxes is a hit."""
         try:
             found, unparsable = decode_boxes(text, item.record["size"]), False
         except ValueError:

@@ -30,13 +30,13 @@ def read_json(path: Path) -> Any:
 
 def read_lines(path: Path) -> Iterator[Line]:
     """The objects of a JSON-lines file, blank lines skipped. Raises as ``read_json``."""
-    with _existing(path).open(encoding="utf-8") as file:
+    with _existing(path).open("rb") as file:
         for number, text in enumerate(file, 1):
             if not text.strip():
                 continue
             where = f"{path}, line {number}"
             try:
-                record = json.loads(text)
+                record = json.loads(text.decode())
             except ValueError as error:
                 raise ValueError(f"{where} is not JSON ({error}).") from None
             if not isinstance(record, dict):

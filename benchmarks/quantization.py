@@ -21,6 +21,7 @@ from tqdm import tqdm
 from ferret_mlx import Session, load, parse_boxes
 from ferret_mlx.convert import convert
 from ferret_mlx.evaluate.answer_log import AnswerLog, drop_cut_line
+from ferret_mlx.evaluate.distribution import Ranks
 from ferret_mlx.evaluate.refcoco import RefCOCO
 from ferret_mlx.evaluate.runner import Asking, answer_items
 from ferret_mlx.regions import CANVAS
@@ -135,7 +136,7 @@ def canvas_error(truth, text: str, size: tuple[int, int]) -> float | None:
 
 def answer_refcoco(work: Path, model: Callable, benchmark: RefCOCO, images: Path) -> list[dict]:
     """Records of kind refcoco, whose score is the first box's IoU as the release measures it."""
-    log = AnswerLog(work, benchmark, {"model": work.parent.name})
+    log = AnswerLog(work, benchmark, {"model": work.parent.name}, Ranks())
     answer_items(benchmark, benchmark.items, images, model, log, Asking())
     texts = log.texts()
     verdicts = [benchmark.verdict(item, texts[item.key]) for item in benchmark.items]

@@ -14,6 +14,7 @@ import pytest
 
 from ferret_mlx.evaluate.answer_log import ANSWER_FILE, AnswerLog
 from ferret_mlx.evaluate.cli import evaluate_main
+from ferret_mlx.evaluate.distribution import Ranks
 from ferret_mlx.evaluate.ferret_bench import FerretBench
 from ferret_mlx.evaluate.flickr import Flickr
 from ferret_mlx.evaluate.point_grid import PointGrid
@@ -27,7 +28,7 @@ def asked(parity_model, parity):
     processor = Processor.from_folder(parity / "checkpoint")
 
     def ask(folder, benchmark, images, batch=8, loads=None, count=None):
-        log = AnswerLog(folder, benchmark, {"seed": 0})
+        log = AnswerLog(folder, benchmark, {"seed": 0}, Ranks())
 
         def loaded():
             if loads is not None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .benchmark import Benchmark
+from .distribution import Ranks
 from .records import read_json, read_lines, take
 
 RUN_FILE = "run.json"
@@ -24,6 +25,8 @@ class AnswerLog:
         folder: of the run; created.
         benchmark: what is asked.
         settings: what the answers depend on (model, seed, ...); kept in ``run.json``.
+        ranks: the processes that share the items. Each appends to a file of its own until
+            ``merge``; all know the answers of all that were kept before.
 
     A line that was cut by an interruption is dropped, and its item asked again.
 
@@ -31,16 +34,21 @@ class AnswerLog:
     or damaged ones; OSError when it cannot be written.
     """
 
-    def __init__(self, folder: Path, benchmark: Benchmark, settings: dict[str, Any]):
-        self.path = folder / ANSWER_FILE
+    def __init__(self, folder: Path, benchmark: Benchmark, settings: dict[str, Any], ranks: Ranks):
+        self.folder, self.benchmark, self.ranks = folder, benchmark, ranks
+        self.path = _rank_file(folder, ranks.rank)
         self.settings = {
             "benchmark": benchmark.name, "options": benchmark.options,
             "data": benchmark.digest(), **settings,
         }  # fmt: skip
         folder.mkdir(parents=True, exist_ok=True)
         self._check_settings(folder / RUN_FILE)
-        drop_cut_line(self.path)
-        self.answers = read_log(self.path, benchmark) if self.path.exists() else {}
+        self.answers: dict[str, dict[str, Any]] = {}
+        for path in self._own_files():
+            drop_cut_line(path)
+            if path.exists():
+                self.answers |= read_log(path, benchmark)
+        self._share()
 
     def append(self, key: str, text: str, **facts: Any) -> None:
         """Keep one answer; facts: what else is known about it."""
@@ -48,12 +56,36 @@ class AnswerLog:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(self.answers[key]) + "\n")
 
+    def merge(self) -> None:
+        """Bring the answers of all processes together, in ``answers.jsonl`` of the first."""
+        self._share()
+        if self.ranks.leads:
+            keys = [item.key for item in self.benchmark.items if item.key in self.answers]
+            write_lines(self.path, (self.answers[key] for key in keys))
+        self.ranks.gather(None)  # the others' files go only when the merged one is whole
+        for path in self._own_files():
+            if path.name != ANSWER_FILE:
+                path.unlink(missing_ok=True)
+
+    def _share(self) -> None:
+        for answers in self.ranks.gather(self.answers):
+            self.answers |= answers
+
+    def _own_files(self) -> list[Path]:
+        """The file of this process; the first also has those of an earlier run with more."""
+        files = [self.path]
+        if self.ranks.leads:
+            own = {_rank_file(self.folder, rank) for rank in range(self.ranks.count)}
+            files += sorted(set(self.folder.glob("answers-*.jsonl")) - own)
+        return files
+
     def texts(self) -> dict[str, str]:
         """The answers by the key of their item."""
         return {key: line["text"] for key, line in self.answers.items()}
 
     def _check_settings(self, path: Path) -> None:
-        if not path.exists() or not self.path.exists():
+        answered = any(path.parent.glob("answers*.jsonl"))
+        if not path.exists() or not answered:
             write_whole(path, json.dumps(self.settings, indent=2) + "\n")
             return
         known = read_json(path)
@@ -64,6 +96,10 @@ class AnswerLog:
                     f"{path.parent} holds answers of another run: {name} was "
                     f"{json.dumps(before)}, now it is {json.dumps(value)}; give another --output."
                 )
+
+
+def _rank_file(folder: Path, rank: int) -> Path:
+    return folder / (f"answers-{rank}.jsonl" if rank else ANSWER_FILE)
 
 
 def read_log(path: Path, benchmark: Benchmark) -> dict[str, dict[str, Any]]:

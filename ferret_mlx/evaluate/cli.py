@@ -12,6 +12,7 @@ from ..errors import ArgumentParser, run_command
 from ..terminal import load_model, report, report_loaded
 from .answer_log import ANSWER_FILE, AnswerLog, read_log, read_settings
 from .benchmark import Benchmark, Item, check_complete
+from .distribution import Ranks
 from .ferret_bench import FerretBench
 from .flickr import Flickr
 from .judge import PUBLISHED_JUDGE, Judge, review_answers
@@ -41,7 +42,13 @@ def evaluate_main(argv: Sequence[str] | None = None) -> None:
     if args.save_images and args.images is None:
         raise ValueError("--save-images needs --images, the folder of the pictures.")
     items = benchmark.items[: args.limit]
-    texts, facts = _read(args, benchmark) if args.score_only else _ask(args, benchmark, items)
+    if args.score_only:
+        texts, facts = _read(args, benchmark)
+    else:
+        ranks = Ranks()
+        texts, facts = _ask(args, benchmark, items, ranks)
+        if not ranks.leads:
+            return
     check_complete(items, texts)
     verdicts = [benchmark.verdict(item, texts[item.key]) for item in items]
     figures = benchmark.figures(verdicts)
@@ -100,7 +107,7 @@ def _is_log(path: Path) -> bool:
 
 
 def _ask(
-    args: argparse.Namespace, benchmark: Benchmark, items: Sequence[Item]
+    args: argparse.Namespace, benchmark: Benchmark, items: Sequence[Item], ranks: Ranks
 ) -> tuple[dict[str, str], dict[str, Any]]:
     """All answers, those of an earlier start included, and what they were made with."""
     from ..config import FerretConfig
@@ -117,11 +124,12 @@ def _ask(
         "model": model, "quantization": quantization, "seed": args.seed,
         "max_tokens": args.max_tokens,
     }  # fmt: skip
-    log = AnswerLog(args.output, benchmark, settings)
+    log = AnswerLog(args.output, benchmark, settings, ranks)
 
     def loaded() -> tuple[Model, Processor]:
         model, processor, seconds = load_model(args.model)
-        report_loaded(args.model, seconds)
+        if ranks.leads:
+            report_loaded(args.model, seconds)
         return model, processor
 
     asking = Asking(args.batch, args.max_tokens, args.seed)
@@ -131,10 +139,12 @@ def _ask(
         done = sum(item.key in log.answers for item in items)
         report(f"\n{done} of {len(items)} items are answered; the same command goes on from here.")
         raise
+    log.merge()
     cut = sum(log.answers[item.key].get("finish_reason") == "length" for item in items)
     sizes = {name: picture_size(images / name) for name in {i.picture for i in items}}
     texts = {item.key: log.answers[item.key]["text"] for item in items}
-    write_released(args.output, benchmark, texts, sizes)
+    if ranks.leads:
+        write_released(args.output, benchmark, texts, sizes)
     return texts, {**settings, "cut answers": cut}
 
 

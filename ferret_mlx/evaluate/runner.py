@@ -58,7 +58,8 @@ def answer_items(
 ) -> None:
     """Ask about all items that have no answer yet; each answer is kept as soon as it ends.
 
-    Items about one picture share a session, so that the picture is read once.
+    Items about one picture share a session, so that the picture is read once. The pictures are
+    split over the processes of ``log.ranks``.
 
     Args:
         images: folder of the pictures.
@@ -67,15 +68,20 @@ def answer_items(
     Raises ValueError, which names the item, for a picture that cannot be read, an empty region
     or a question that does not fit the context. What was answered before is kept.
     """
-    texts = log.texts()
+    texts, ranks = log.texts(), log.ranks
     verdicts = {i.key: benchmark.verdict(i, texts[i.key]) for i in items if i.key in texts}
     left = [item for item in items if item.key not in verdicts]
-    if not left:
+    groups = list(by_picture(left))[ranks.rank :: ranks.count]
+    if not groups:
         return
     check_pictures(left, images)
     model, processor = loaded()
-    with tqdm(total=len(items), initial=len(verdicts), desc=benchmark.name, unit=" items") as bar:
-        for picture, group in by_picture(left):
+    total = len(verdicts) + sum(len(group) for _, group in groups)
+    with tqdm(
+        total=total, initial=len(verdicts), desc=benchmark.name, unit=" items",
+        disable=not ranks.leads,
+    ) as bar:  # fmt: skip
+        for picture, group in groups:
             for item, answer in _ask(
                 benchmark, group, images / picture, model, processor, asking
             ):  # fmt: skip

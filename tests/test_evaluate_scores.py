@@ -14,6 +14,7 @@ from ferret_mlx.evaluate.point_grid import PointGrid
 from ferret_mlx.evaluate.pope import POPE
 from ferret_mlx.evaluate.records import answer_files, read_lines
 from ferret_mlx.evaluate.refcoco import RefCOCO
+from ferret_mlx.evaluate.results import write_released
 from ferret_mlx.evaluate.review import read_scores, summarise, tidy_answer
 
 REFCOCO = ("finetune_refcoco_val", "finetune_refcoco+_testA", "finetune_refcocog_test")
@@ -329,3 +330,22 @@ def test_reviews_of_questions_that_are_not_there_are_refused(evaluation, tmp_pat
     path.write_text(path.read_text().replace('"question_id": 4', '"question_id": 5'))
     with pytest.raises(ValueError, match="line 3 is about question 5"):
         FerretBench(folder).read_reviews(reviews)
+
+
+def test_released_files_are_read_back(evaluation, tmp_path):
+    """What a run writes to released/ scores like the run, for every benchmark."""
+    folders = {name: evaluation / name for name in ("refexp", "lvis", "pope", "point_cls")}
+    benchmarks = [
+        RefCOCO(folders["refexp"] / "finetune_refcoco+_testA.json"),
+        flickr(evaluation),
+        LVIS(folders["lvis"] / "lvis_eval.jsonl", "point"),
+        POPE(folders["pope"] / "coco_pope_random.json"),
+        PointGrid(folders["point_cls"] / "picture.png"),
+        FerretBench(evaluation / "ferret_bench"),
+    ]
+    for benchmark in benchmarks:
+        texts = {item.key: f"answer {i}" for i, item in enumerate(benchmark.items)}
+        sizes = {item.picture: (120, 90) for item in benchmark.items}
+        folder = tmp_path / benchmark.name
+        write_released(folder, benchmark, texts, sizes)
+        assert benchmark.read_answers(folder / "released") == texts

@@ -110,13 +110,13 @@ def _describe(record: dict[str, Any], form: str) -> tuple[str, np.ndarray]:
         x1, y1, x2, y2 = corners = record["bbox_norm"]
         text = canvas_text(*(int(value * CANVAS) for value in corners))
         return text, box_mask((int(x1 * w), int(y1 * h), int(x2 * w), int(y2 * h)), size)
-    x1, y1, x2, y2 = box = record["free_shape_bbox_raw"]
+    x1, y1, x2, y2 = map(int, record["free_shape_bbox_raw"])
     text = canvas_text(
         coordinate(x1, w), coordinate(y1, h), coordinate(x2, w), coordinate(y2, h)
     )  # fmt: skip
     # w columns of h pixels each, packed to bits
     shape = np.unpackbits(record["mask"], count=w * h).reshape(w, h).astype(bool)
-    return text, box_mask(tuple(box), size) & shape
+    return text, box_mask((x1, y1, x2, y2), size) & shape
 
 
 def _items(data: Path, form: str) -> Iterator[Item]:

@@ -17,6 +17,7 @@ from ferret_mlx.evaluate.cli import evaluate_main
 from ferret_mlx.evaluate.distribution import Ranks
 from ferret_mlx.evaluate.ferret_bench import FerretBench
 from ferret_mlx.evaluate.flickr import Flickr
+from ferret_mlx.evaluate.lvis import LVIS
 from ferret_mlx.evaluate.point_grid import PointGrid
 from ferret_mlx.evaluate.runner import Asking, answer_items, by_picture
 from ferret_mlx.processor import Processor
@@ -253,6 +254,38 @@ def test_a_folder_holds_the_answers_of_one_run(refcoco, tmp_path, capsys, change
     line = fails(capsys, *words, *(["--max-tokens", 2] if change[0] == "--seed" else []), *change)
     assert "holds answers of another run" in line and "give another --output" in line
     assert (tmp_path / ANSWER_FILE).read_bytes() == kept
+
+
+def test_answers_of_other_questions_are_not_taken_over(refcoco, tmp_path, capsys):
+    words = [*refcoco, "--output", tmp_path / "out", "--limit", 1, "--max-tokens", 2]
+    run(*words)
+    data = tmp_path / "other.json"
+    data.write_text(Path(refcoco[2]).read_text().replace("tin robot", "tin rocket"))
+    line = fails(capsys, words[0], "--data", data, *words[3:])
+    assert "holds answers of another run: data was" in line
+
+
+def test_another_mask_is_another_question(evaluation, tmp_path):
+    line = json.loads((evaluation / "lvis" / "lvis_eval.jsonl").read_text().splitlines()[0])
+    digests = set()
+    for pixel in (0, 1):
+        line["free_shape_segment_mask"][0][0] = pixel
+        data = tmp_path / "lvis.jsonl"
+        data.write_text(json.dumps(line))
+        digests.add(LVIS(data, "free_shape").digest())
+    assert len(digests) == 2
+
+
+def test_a_judge_rule_may_change(evaluation, tmp_path):
+    """The answers do not depend on it."""
+    folder = shutil.copytree(evaluation / "ferret_bench", tmp_path / "data")
+    before = FerretBench(folder).digest()
+    rules = folder / "rule.json"
+    rules.write_text(rules.read_text().replace("Invented", "Another"))
+    assert FerretBench(folder).digest() == before
+    question = folder / "refer_reason" / "question.jsonl"
+    question.write_text(question.read_text().replace("tilted", "bent"))
+    assert FerretBench(folder).digest() != before
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,7 @@ class Benchmark(ABC):
     name: ClassVar[str]
     single_file: ClassVar[str] = "*.jsonl"  # released answers that are not in chunks
     answer_field: ClassVar[str] = "text"
+    not_asked: ClassVar[tuple[str, ...]] = ()  # fields of records that no answer depends on
     items: list[Item]
     options: dict[str, Any]
 
@@ -156,9 +157,14 @@ class Benchmark(ABC):
         return {"0_of_1.jsonl": [lines[item.key] for item in self.items if item.key in lines]}
 
     def digest(self) -> str:
-        """SHA-256 of keys and pictures: answers go with the data that they were asked for."""
-        named = [[item.key, item.picture] for item in self.items]
-        return hashlib.sha256(json.dumps(named).encode()).hexdigest()
+        """SHA-256 of what is asked: answers go with the data that they were asked for."""
+        found = hashlib.sha256()
+        for item in self.items:
+            asked = {k: v for k, v in item.record.items() if k not in self.not_asked}
+            # Masks are the only values that JSON does not know.
+            text = json.dumps([item.key, item.picture, asked], default=lambda v: v.tobytes().hex())
+            found.update(text.encode())
+        return found.hexdigest()
 
 
 def check_complete(items: Sequence[Item], answers: Mapping[str, str]) -> None:

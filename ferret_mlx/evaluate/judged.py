@@ -18,6 +18,7 @@ class Judged(Benchmark):
     """Items hold ``question_id``, ``category``, ``text``, ``context``, ``reference``,
     ``reference_id`` and ``rule`` (of the judge: ``role`` and ``prompt``)."""
 
+    not_asked = ("context", "reference", "reference_id", "rule")
     after_context: str
 
     def verdict(self, item: Item, text: str) -> Verdict:

@@ -8,7 +8,7 @@ SYSTEM  := $(shell uname -s)
 BACKEND ?= $(if $(filter Darwin,$(SYSTEM)),,cpu)
 
 DEMO_IMAGE  ?= examples/rocket.png
-DEMO_REGION ?= --box 233,95,316,165
+DEMO_REGION ?= --point 275,135
 DEMO_PROMPT ?= What is [region0]? Give its box.
 DEMO_OUTPUT ?= out/demo.png
 

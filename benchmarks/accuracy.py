@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -128,10 +129,26 @@ def summarise(records: list[dict]) -> dict[str, float]:
     return found
 
 
-def agreement(a: list[dict], b: list[dict]) -> float:
+def agreement(pairs: list[tuple[dict, dict]]) -> float:
     """Percent of questions that two runs answered with the same text."""
-    same = [x["text"] == y["text"] for x, y in zip(a, b, strict=True)]
-    return round(100 * float(np.mean(same)), 2)
+    return round(100 * float(np.mean([x["text"] == y["text"] for x, y in pairs])), 2)
+
+
+def differences(a: list[dict], b: list[dict]) -> dict[str, float]:
+    """How two runs' answers differ: percent with the same text, the same of all that are not boxes,
+    and by how much the numbers of boxes differ on the mean, in canvas units."""
+    pairs = list(zip(a, b, strict=True))
+    said = [p for p in pairs if p[0]["kind"] != "find"]
+    found = [p for p in pairs if p[0]["kind"] == "find"]
+    numbers = [[re.findall(r"\d+", r["text"]) for r in pair] for pair in found]
+    boxes = [zip(p, q, strict=True) for p, q in numbers if len(p) == len(q)]
+    shifts = [abs(int(x) - int(y)) for box in boxes for x, y in box]
+    result = {"same answers": agreement(pairs)}
+    if said:
+        result["same words"] = agreement(said)
+    if shifts:
+        result["box shift"] = round(float(np.mean(shifts)), 2)
+    return result
 
 
 def table(rows: dict[str, dict]) -> str:
@@ -174,7 +191,7 @@ def main() -> None:
         label = f"{first}, region vectors zero"
         rows[label] = summarise(measure(label, zero, numbers, kinds, args.workers))
     for label in list(runs)[1:]:
-        rows[label]["same answers"] = agreement(runs[first], runs[label])
+        rows[label] |= differences(runs[first], runs[label])
     if args.output:
         with args.output.open("w") as file:
             for label, records in runs.items():

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
-# GB/s of memory bandwidth and TFLOPS of the GPU in float16, by the name that the system gives.
+# GB/s of memory bandwidth and TFLOPS of the GPU, by the name that the system gives.
 CHIPS = {
     "Apple M1": (68, 2.6),
     "Apple M2 Pro": (200, 6.8),

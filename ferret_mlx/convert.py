@@ -80,8 +80,7 @@ def convert(
         raise FileNotFoundError(f"{folder} lacks tokenizer.model; copy it from the original model.")
     merged = base_path is not None
     with Source(folder, base_path, vision_tower, dequantize) as source:
-        if note := _note_on_delta(source, merged):
-            print(f"note: {note}", file=sys.stderr)
+        _check_norm(source, merged)
         # A merge is float16 whatever the files held.
         dtype = dtype or ("float16" if merged else _stored_dtype(source))
         plan = make_plan(source, options, dtype)
@@ -125,20 +124,20 @@ def _job(source: Source, plan: Plan) -> dict[str, Any]:
     }
 
 
-def _note_on_delta(source: Source, merged: bool) -> str | None:
+def _check_norm(source: Source, merged: bool) -> None:
     """Norm weights lie around 1 in a model, and around 0 in a difference of two."""
     mean = source.mean_of_norm()
     if merged and mean > 0.2:
-        return (
-            f"{source.folder} does not look like a delta (its norm weights are not near 0); "
-            "if it is a whole model, leave --base-path out"
+        raise ValueError(
+            f"{source.folder} is not a delta: its norm weights are not near 0; "
+            "if it is a whole model, leave --base-path out."
         )
     if not merged and mean < 0.2:
-        return (
-            f"{source.folder} looks like a delta (its norm weights are near 0); "
-            "if it is one, give its base with --base-path"
+        print(
+            f"note: {source.folder} looks like a delta (its norm weights are near 0); "
+            "if it is one, give its base with --base-path",
+            file=sys.stderr,
         )
-    return None
 
 
 def _stored_dtype(source: Source) -> str | None:

@@ -19,6 +19,13 @@ def dequantize(parts: Sequence[mx.array], options: dict[str, Any]) -> mx.array:
     return mx.dequantize(packed, scales, biases[0] if biases else None, **options)
 
 
+def dequantize_float32(parts: Sequence[mx.array], options: dict[str, Any]) -> mx.array:
+    """The same without rounding to the scales' dtype; on a CPU several times as fast."""
+    packed, *rest = parts
+    floats = [x.astype(mx.float32) if mx.issubdtype(x.dtype, mx.floating) else x for x in rest]
+    return dequantize([packed, *floats], options)
+
+
 class DequantizedCheckpoint:
     """The tensors of a quantized MLX folder, each layer's weight, scales and biases as one.
 

@@ -27,6 +27,7 @@ METAL_SOURCE = """
     const uint region = threadgroup_position_in_grid.x;
     const uint lane = thread_position_in_threadgroup.x;
     float x[PER_LANE], y[PER_LANE], nearest[PER_LANE];
+#pragma unroll
     for (uint k = 0; k < PER_LANE; k++) {
         const uint i = k * 32 + lane;
         const bool inside = i < POINTS;
@@ -43,6 +44,7 @@ METAL_SOURCE = """
         const float cy = points[(region * POINTS + current) * 2 + 1];
         float best = -1.0f;
         uint best_index = 0;
+#pragma unroll
         for (uint k = 0; k < PER_LANE; k++) {
             const float dx = x[k] - cx;
             const float dy = y[k] - cy;
@@ -61,6 +63,7 @@ CUDA_SOURCE = """
     const unsigned region = blockIdx.x;
     const unsigned lane = threadIdx.x;
     float x[PER_LANE], y[PER_LANE], nearest[PER_LANE];
+#pragma unroll
     for (unsigned k = 0; k < PER_LANE; k++) {
         const unsigned i = k * 32 + lane;
         const bool inside = i < POINTS;
@@ -77,6 +80,7 @@ CUDA_SOURCE = """
         const float cy = points[(region * POINTS + current) * 2 + 1];
         float best = -1.0f;
         unsigned best_index = 0;
+#pragma unroll
         for (unsigned k = 0; k < PER_LANE; k++) {
             const float dx = __fsub_rn(x[k], cx);
             const float dy = __fsub_rn(y[k], cy);

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from .arguments import vision_options
 from .boxes import parse_boxes
 from .errors import INTERRUPTED
 from .image import open_image
-from .prompt import build_prompt
 from .questions import Question, read_questions
 from .regions import describe_regions
 from .terminal import load_model, report, report_loaded
@@ -33,7 +33,7 @@ def answer_file(args: argparse.Namespace) -> None:
             )
     image = open_image(args.image)
     questions = read_questions(args.questions, args.prompt, image.size, args.stroke_width)
-    texts = [_check(index, question, image.size) for index, question in enumerate(questions)]
+    texts = _check(questions, image.size, args.model)
     model, processor, loading = load_model(args.model, **vision_options(args))
     from .session import Session
 
@@ -72,11 +72,23 @@ def answer_file(args: argparse.Namespace) -> None:
         report(f"{count} answers, {tokens} tokens in {seconds:.2f} s.")
 
 
-def _check(index: int, question: Question, size: tuple[int, int]) -> list[str]:
-    """What can be refused before the model is loaded; the regions' texts."""
-    try:
-        texts, _ = describe_regions(question.regions, size)
-        build_prompt(question.prompt, texts)
-    except ValueError as error:
-        raise ValueError(f"Question {index}: {error}") from error
+def _check(
+    questions: Sequence[Question], size: tuple[int, int], model: str | None
+) -> list[list[str]]:
+    """All that can be refused without the weights; the texts of each question's regions."""
+    from .hub import bundled_model, find_folder
+    from .processor import Processor
+
+    folder = bundled_model() if model is None else find_folder(model, "--model", weights=False)
+    processor = Processor.from_folder(folder)
+    texts = []
+    for index, question in enumerate(questions):
+        try:
+            own, _ = describe_regions(question.regions, size)
+            _, ids, _ = processor.encode_turns(question.prompt, own)
+            if processor.length(ids) >= processor.config.context:
+                raise ValueError(f"It {processor.no_room(ids)}; shorten it.")
+        except ValueError as error:
+            raise ValueError(f"Question {index}: {error}") from error
+        texts.append(own)
     return texts

@@ -17,6 +17,16 @@ from pathlib import Path
 from typing import Any
 
 
+class NotWritten(ValueError):
+    """The disk is full or fails; what is finished stays for the next run."""
+
+    def __init__(self, path: Path, reason: str):
+        super().__init__(
+            f"{path} {reason}; free disk space and run the same command again, or give another "
+            "output folder."
+        )
+
+
 def refuse_existing(path: Path) -> None:
     """Raises ValueError when there is anything at `path`, be it an empty folder."""
     if path.exists() or path.is_symlink():
@@ -26,13 +36,11 @@ def refuse_existing(path: Path) -> None:
 
 
 def check_disk_space(folder: Path, needed: int) -> None:
-    """Raises ValueError when the disk of `folder` has fewer than `needed` bytes free."""
+    """Raises NotWritten when the disk of `folder` has fewer than `needed` bytes free."""
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise ValueError(
-            f"{folder} has {free / 1e9:.2f} GB free, {needed / 1e9:.2f} GB are needed; "
-            "free disk space or give another output folder."
-        )
+        gigabytes = f"needs {needed / 1e9:.2f} GB on a disk with {free / 1e9:.2f} GB free"
+        raise NotWritten(folder, gigabytes)
 
 
 class WorkingFolder:
@@ -69,9 +77,9 @@ def working_folder(path: Path, job: dict[str, Any]) -> Iterator[WorkingFolder]:
     job: describes all that the files depend on. What an earlier run left is kept if it was the
         same job, else removed.
 
-    Ctrl-C leaves the folder for the next run when a file is finished; on any other error it is
-    removed together with the parents made for it. Raises ValueError when there is something at
-    `path`, before or by then, and while another process makes it.
+    Ctrl-C and NotWritten leave the folder for the next run when a file is finished; on any other
+    error it is removed together with the parents made for it. Raises ValueError when there is
+    something at `path`, before or by then, and while another process makes it.
     """
     work = _work(path)
     made = [parent for parent in path.parents if not parent.exists()]
@@ -96,18 +104,19 @@ def working_folder(path: Path, job: dict[str, Any]) -> Iterator[WorkingFolder]:
             folder.model.rename(path)
             sync(path.parent)
         except BaseException as error:
-            if isinstance(error, KeyboardInterrupt) and any(work.glob("*.report")):
+            # Errors of a write itself name no file.
+            if isinstance(error, OSError) and error.filename is None:
+                error = NotWritten(work, f"could not be written ({error.strerror})")
+            kept = isinstance(error, KeyboardInterrupt | NotWritten) and any(work.glob("*.report"))
+            if kept and isinstance(error, KeyboardInterrupt):
                 print(
                     "\nInterrupted; the same command goes on from the finished files "
                     f"({work}; remove it to free the space).",
                     file=sys.stderr,
                 )
-                raise
-            shutil.rmtree(work, ignore_errors=True)
-            for parent in made:
-                with suppress(OSError):
-                    parent.rmdir()
-            raise
+            if not kept:
+                _remove(work, made)
+            raise error from None
         shutil.rmtree(work, ignore_errors=True)
 
 
@@ -155,6 +164,13 @@ def _locked(work: Path, path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def _remove(work: Path, made: list[Path]) -> None:
+    shutil.rmtree(work, ignore_errors=True)
+    for parent in made:
+        with suppress(OSError):
+            parent.rmdir()
 
 
 def _empty(work: Path, path: Path) -> None:

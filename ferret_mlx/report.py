@@ -39,9 +39,9 @@ class RelativeError:
 
     def add(self, values: mx.array, restored: mx.array) -> None:
         """Two blocks of the same shape and any dtype."""
-        values = values.astype(mx.float32)
-        difference = restored.astype(mx.float32) - values
-        sums = mx.square(difference).sum(), mx.square(values).sum(), mx.abs(difference).max()
+        values = values.astype(mx.float32).reshape(-1)
+        difference = restored.astype(mx.float32).reshape(-1) - values
+        sums = mx.inner(difference, difference), mx.inner(values, values), difference.abs().max()
         mx.eval(*sums)
         difference_squared, values_squared, largest = (float(x) for x in sums)
         self._difference += difference_squared

@@ -10,6 +10,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
+from .output import NotWritten
 from .safetensors_file import TYPES
 from .tensor_files import TensorInfo
 
@@ -20,14 +21,14 @@ class ShardWriter:
     """A new .safetensors file. Also a context manager, which closes it."""
 
     def __init__(self, path: Path, tensors: dict[str, TensorInfo]):
-        """Raises ValueError, as all methods do, when the file cannot be written."""
+        """Raises NotWritten, as all methods do, when the file cannot be written."""
         self.path = path
         header, self._next = file_header(tensors)
         self._end = {name: self._next[name] + info.nbytes for name, info in tensors.items()}
         try:
             self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
         except OSError as error:
-            raise _failed(path, error) from None
+            raise _not_written(path, error) from None
         self._write(header, 0)
 
     def append(self, name: str, block: mx.array) -> None:
@@ -46,7 +47,7 @@ class ShardWriter:
         try:
             os.fsync(self._fd)
         except OSError as error:
-            raise _failed(self.path, error) from None
+            raise _not_written(self.path, error) from None
 
     def close(self) -> None:
         if self._fd >= 0:
@@ -65,7 +66,7 @@ class ShardWriter:
             try:
                 count = os.pwrite(self._fd, view, offset)
             except OSError as error:
-                raise _failed(self.path, error) from None
+                raise _not_written(self.path, error) from None
             view, offset = view[count:], offset + count
 
 
@@ -89,8 +90,5 @@ def file_header(tensors: dict[str, TensorInfo]) -> tuple[bytes, dict[str, int]]:
     return header, {name: len(header) + start for name, start in starts.items()}
 
 
-def _failed(path: Path, error: OSError) -> ValueError:
-    return ValueError(
-        f"{path} could not be written ({error.strerror}); free disk space or give another "
-        "output folder."
-    )
+def _not_written(path: Path, error: OSError) -> NotWritten:
+    return NotWritten(path, f"could not be written ({error.strerror})")

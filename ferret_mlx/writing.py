@@ -10,7 +10,7 @@ import mlx.core as mx
 import numpy as np
 from tqdm import tqdm
 
-from .dequantization import dequantize
+from .dequantization import dequantize_float32
 from .output import WorkingFolder
 from .plan import Layer, Plan, Shard
 from .report import RelativeError, TensorReport
@@ -95,7 +95,7 @@ def _write_shard(
                 for name, part in zip(layer.written, parts, strict=True):
                     writer.append(name, part)
                 if options is not None and error is not None:
-                    error.add(block, dequantize(parts, options))
+                    error.add(block, dequantize_float32(parts, options))
                 bar.update(block.size * source.info(layer.name).dtype.size)
             yield TensorReport(
                 layer.name, layer.parameters, layer.bytes, error.value if error else None

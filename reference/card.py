@@ -26,6 +26,8 @@ COLUMNS = {
     "yes_no": "yes / no",
     "pair": "overlapping pair",
     "same answers": "same answers as the first row",
+    "same words": "same but for boxes",
+    "box shift": "box numbers differ by, of 1000",
 }
 DATA = (
     "Only drawn scenes: up to 7 glyphs of Noto Color Emoji on procedural backgrounds, with "

@@ -45,7 +45,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--vision-lr", type=float, default=0.0)
     parser.add_argument("--spread", type=float, nargs=2, default=(10.0, 2.0), help="first and last")
     parser.add_argument("--likeness", type=float, default=0.2, help="weight of region_loss")
-    parser.add_argument("--gaze", type=float, default=0.2, help="weight of gaze_loss")
+    parser.add_argument("--gaze", type=float, default=0.3, help="weight of gaze_loss")
     parser.add_argument("--chained", type=float, default=0.15, help="share of real conversations")
     parser.add_argument("--first-scene", type=int, default=1_000_000)
     parser.add_argument("--workers", type=int, default=2)

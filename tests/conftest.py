@@ -1,6 +1,7 @@
 """Shared fixtures: parity data computed by the released implementation (data/parity/README.md)."""
 
 import json
+import signal
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -11,6 +12,9 @@ import pytest
 collect_ignore_glob = [] if find_spec("coremltools") else ["test_coreml*.py"]
 
 DATA = Path(__file__).parent / "data"
+
+# A shell's background job ignores Ctrl-C; the tests of it, and the programs they start, must not.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

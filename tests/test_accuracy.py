@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks import accuracy, scene_questions
-from benchmarks.accuracy import agreement, run, summarise, table
+from benchmarks.accuracy import differences, run, summarise, table
 from benchmarks.scene_questions import Question, load_scenes, questions, score
 from ferret_mlx.config import read_config
 from ferret_mlx.regions import Box, FreeForm, Point
@@ -222,13 +222,19 @@ def test_summarise():
     assert summarise([record("pair", 1)]) == {"questions": 1, "pair": 100.0}
 
 
-def test_agreement():
+def test_differences():
     a = [record("point", 1, t) for t in ("A dog.", "A cat.", "A cow.")]
     b = [record("point", 0, t) for t in ("A dog.", "A cat.", "a cow.")]
-    assert agreement(a, a) == 100
-    assert agreement(a, b) == 66.67
+    assert differences(a, a) == {"same answers": 100, "same words": 100}
+    assert differences(a, b) == {"same answers": 66.67, "same words": 66.67}
+    a.append(record("find", 1, "The dog [10, 20, 300, 999]."))
+    b.append(record("find", 1, "The dog [12, 20, 297, 999]."))
+    assert differences(a, b) == {"same answers": 50, "same words": 66.67, "box shift": 1.25}
+    a.append(record("find", 1, "The dog [10, 20, 300, 999]."))
+    b.append(record("find", 0, "The dog."))  # no box, nothing to measure
+    assert differences(a, b)["box shift"] == 1.25
     with pytest.raises(ValueError):
-        agreement(a, b[:2])
+        differences(a, b[:2])
 
 
 def test_table_fills_columns_that_a_row_lacks():

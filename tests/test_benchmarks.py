@@ -5,12 +5,15 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks import random_model
 from benchmarks.latency import main as latency_main
 from benchmarks.measure import CHIPS, Machine, alternate, summary
 from benchmarks.sampler import defined, draw_points, multiplications, shared_weights
 from benchmarks.vision_towers import compare_towers
 from ferret_mlx import coreml_tower
 from ferret_mlx.config import SamplerConfig
+from ferret_mlx.regions import Point
+from ferret_mlx.session import Session
 
 
 def test_multiplications_at_full_size():
@@ -58,6 +61,21 @@ def test_all_three_samplers_agree():
         folded = twin(features, region_points).numpy()
     for other in (folded, defined(twin, features, region_points).numpy()):
         assert np.linalg.norm(vectors - other) / np.linalg.norm(other) < 1e-5
+
+
+@pytest.mark.parametrize("bits", [None, 4])
+def test_random_models_answer(monkeypatch, parity, bits):
+    """At a small size; the sizes of the table only need memory."""
+    small = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "heads": 2}
+    monkeypatch.setitem(random_model.SIZES, "small", small)
+    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3}
+    tower |= {"num_attention_heads": 2, "image_size": 56}
+    monkeypatch.setattr(random_model, "VISION", random_model.VISION | tower)
+    model, processor = random_model.random_model("small", mx.float32, bits)
+    assert hasattr(model.language_model.lm_head, "bits") == (bits is not None)
+    session = Session(model, processor, parity / "cases" / "wide.png")
+    chunks = list(session.ask("What?", [Point(40, 60)], max_tokens=3))
+    assert 0 < len(chunks) <= 3 and bool(mx.isfinite(chunks[0].logprobs).all())
 
 
 def test_points_are_inside_their_picture():

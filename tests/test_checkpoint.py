@@ -435,6 +435,63 @@ def test_malformed_safetensors(tmp_path):
             open_checkpoint(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("offsets", "rest"),
+    [
+        (([0, 8], [4, 12]), 0),
+        (([0, 8], [12, 20]), 0),
+        (([0, 8], [8, 16]), 4),
+        (([4, 12], [12, 20]), 0),
+    ],
+    ids=["overlap", "gap", "trailing bytes", "gap at the start"],
+)
+def test_safetensors_of_the_right_sizes_in_wrong_places(tmp_path, offsets, rest):
+    """Catches a damaged header that would only shift the values of a tensor."""
+    names = zip("xy", offsets, strict=True)
+    header = {name: {"dtype": "F32", "shape": [2], "data_offsets": o} for name, o in names}
+    header = json.dumps(header).encode()
+    data = bytes(max(end for _, end in offsets) + rest)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + data)
+    with pytest.raises(ValueError, match=r"model\.safetensors"):
+        open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("shape", [[2**31], [0, 2**40], [float("inf")], [[[]]]])
+def test_impossible_shapes(tmp_path, shape):
+    header = json.dumps({"x": {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}}).encode()
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(ValueError, match=r"model\.safetensors"):
+        open_checkpoint(tmp_path)
+    path.write_bytes((10**5).to_bytes(8, "little") + b"[" * 10**5)
+    with pytest.raises(ValueError, match=r"model\.safetensors"):
+        open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", ["bin", "safetensors"])
+def test_blocks_are_the_tensor(tmp_path, suffix):
+    """Catches rows that are lost, doubled or read at another's place, in strided tensors too."""
+    tensors = state_dict()
+    if suffix == "bin":
+        torch.save(tensors, tmp_path / "pytorch_model.bin")
+    else:
+        plain = {name: t.detach().clone().contiguous() for name, t in tensors.items()}
+        save_file(plain, tmp_path / "model.safetensors")
+    with open_checkpoint(tmp_path) as checkpoint:
+        for name, tensor in tensors.items():
+            for rows in (1, 2, 3, 5, 100):
+                blocks = list(checkpoint.blocks(name, rows))
+                if tensor.ndim == 0:
+                    assert len(blocks) == 1 and same(blocks[0], tensor)
+                    continue
+                assert [len(block) for block in blocks[:-1]] == [rows] * (len(blocks) - 1)
+                if len(tensor):
+                    assert same(mx.concatenate(blocks), tensor), name
+                else:
+                    assert not blocks
+
+
 def test_unknown_tensor(saved):
     with open_checkpoint(saved[0]) as checkpoint:
         for ask in (checkpoint.info, checkpoint.read):

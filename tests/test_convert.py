@@ -148,6 +148,21 @@ def test_a_delta_without_its_base_is_pointed_out(parity, tmp_path, capsys):
     assert "--base-path" not in capsys.readouterr().err
 
 
+def test_a_whole_model_is_not_merged_again(parity, tmp_path, capsys):
+    """Catches a base that is added to a model which has it already."""
+    model, base = tmp_path / "model", parity / "delta" / "base"
+    shutil.copytree(parity / "delta" / "delta", model)
+    for file in sorted(base.glob("*.bin")):
+        tensors = torch.load(model / file.name)
+        for name, value in torch.load(file).items():
+            if name in tensors:
+                tensors[name][: len(value)] += value
+        torch.save(tensors, model / file.name)
+    args = ("--hf-path", model, "--base-path", base, "--mlx-path", tmp_path / "out")
+    assert "is not a delta" in fails(capsys, *args)
+    convert(model, tmp_path / "out")
+
+
 def tower_tensors(folder: Path) -> dict[str, torch.Tensor]:
     return torch.load(folder / "vision_tower" / "pytorch_model.bin")
 
@@ -467,7 +482,10 @@ def test_no_torch(parity, tmp_path):
 
 def test_a_failed_upload_keeps_the_folder(parity, tmp_path, capsys):
     args = ("--hf-path", parity / "checkpoint", "--mlx-path", tmp_path / "out")
-    error = fails(capsys, *args, "--upload-repo", "someone/ferret")
+    with pytest.raises(SystemExit) as exit:
+        main([str(arg) for arg in (*args, "--upload-repo", "someone/ferret")])
+    *_, wrote, error = capsys.readouterr().err.splitlines()
+    assert exit.value.code == 2 and wrote.startswith("Wrote ")
     assert "is written, but the upload to someone/ferret failed" in error
     assert (tmp_path / "out" / "config.json").is_file()
 

@@ -66,7 +66,7 @@ def test_weights_that_are_there_twice_come_once(fetched):
 
 
 def http_error(kind, message):
-    return kind(message, response=SimpleNamespace(headers={}))
+    return kind(message, response=SimpleNamespace(headers={}, request=None))
 
 
 @pytest.mark.parametrize(

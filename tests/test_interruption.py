@@ -194,29 +194,46 @@ def test_disk_space_is_checked_before_the_start(arguments, tmp_path, monkeypatch
     usage = shutil.disk_usage(tmp_path)._replace(free=1_000_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     monkeypatch.setattr(ferret_mlx.convert, "write_shards", lambda *args: pytest.fail("written"))
-    with pytest.raises(ValueError, match=r"0\.00 GB free, 0\.01 GB are needed"):
+    with pytest.raises(ValueError, match=r"needs 0\.01 GB on a disk with 0\.00 GB free"):
         convert(**arguments, mlx_path=tmp_path / "out")
     assert os.listdir(tmp_path) == []
 
 
-def test_a_full_disk(arguments, tmp_path, monkeypatch, capsys):
-    """One line and nothing left, also when the space ran out in the middle."""
+@pytest.mark.parametrize("room", [100, 1_500_000])
+def test_a_full_disk(arguments, tmp_path, monkeypatch, capsys, room):
+    """One line, and finished shards stay for the time when there is space again."""
     pwrite, written = os.pwrite, 0
 
     def full(descriptor, data, offset):
         nonlocal written
         written += len(data)
-        if written > SHARD_BYTES * 2:
+        if written > room:
             raise OSError(28, "No space left on device")
         return pwrite(descriptor, data, offset)
 
-    monkeypatch.setattr(os, "pwrite", full)
     flags = ["--hf-path", arguments["hf_path"], "--base-path", arguments["base_path"]]
-    with pytest.raises(SystemExit) as exit:
-        convert_main([*flags, "--mlx-path", str(tmp_path / "out")])
+    flags += ["--mlx-path", str(tmp_path / "out")]
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as exit:
+        patch.setattr(os, "pwrite", full)
+        convert_main(flags)
     error = capsys.readouterr().err
     assert exit.value.code == 2 and error.count("\n") == 1
-    assert "No space left on device" in error and os.listdir(tmp_path) == []
+    assert "No space left on device" in error and "run the same command again" in error
+    assert os.listdir(tmp_path) == ([] if room == 100 else [".out.partial"])
+    convert_main(flags)
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_small_files_that_cannot_be_written(arguments, tmp_path, monkeypatch, capsys):
+    """Catches a traceback: an error of a write, unlike one of opening, has no file name."""
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(ferret_mlx.convert, "save_config", full)
+    with pytest.raises(ValueError, match=r"out\.partial could not be written \(No space"):
+        convert(**arguments, mlx_path=tmp_path / "out")
+    assert os.listdir(tmp_path) == [".out.partial"]
 
 
 def test_leftovers_of_a_run_killed_after_its_rename(arguments, tmp_path):

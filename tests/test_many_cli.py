@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from test_cli import ANSWER, BOX, SENTENCE, parrot, wide  # noqa: F401
 
+from ferret_mlx import loading
 from ferret_mlx.cli import generate_main
 from ferret_mlx.questions import read_questions
 from ferret_mlx.regions import Box, FreeForm, Point
@@ -124,7 +125,9 @@ def test_no_question_no_line(ask, capsys):
         ([], ["--kv-bits", "8"], "--kv-bits does not go with"),
     ],
 )
-def test_refused(refused, entries, arguments, message):
+def test_refused(refused, monkeypatch, entries, arguments, message):
+    """Before the weights are read."""
+    monkeypatch.setattr(loading, "load", lambda *_: pytest.fail("loaded"))
     if "--prompt" not in arguments and message != "entry 1: got no prompt.*--prompt":
         arguments = [*arguments, "--prompt", "What?"]
     assert re.search(message, refused(entries, *arguments))

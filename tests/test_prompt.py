@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 
-from ferret_mlx.prompt import IMAGE_TOKEN_INDEX, build_prompt, tokenize_prompt
+from ferret_mlx.prompt import (
+    IMAGE_TOKEN_INDEX,
+    build_prompt,
+    name_regions,
+    tokenize_prompt,
+    without_placeholders,
+)
 from ferret_mlx.tokenizer import Tokenizer
 
 
@@ -100,3 +106,20 @@ def test_bad_prompts(turns, regions, message):
 def test_unknown_template():
     with pytest.raises(ValueError, match="known: v1"):
         build_prompt("What?", template="v9")
+
+
+def test_named_regions_counted_from_elsewhere():
+    """A later question's regions come after those of the conversation."""
+    assert name_regions("Is [region1] like [region0]?", 2, 3) == "Is [region4] like [region3]?"
+    assert name_regions("Compare", 2, 9) == "Compare [region9], [region10]"
+    assert name_regions("Why?", 0, 9) == "Why?"
+    with pytest.raises(ValueError, match=r"\[region1\], but 1 given"):
+        name_regions("[region1]", 1, 1)
+    with pytest.raises(ValueError, match=r"not \[region1\]"):
+        name_regions("[region0]", 2)
+
+
+def test_answers_lose_their_placeholders():
+    assert without_placeholders("A dog <region_fea> [1, 2]<image>.") == "A dog  [1, 2]."
+    # What is left must not make a new one.
+    assert without_placeholders("<im<region_fea>age>") == ""

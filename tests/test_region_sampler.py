@@ -120,6 +120,18 @@ def test_folded_maps_give_what_the_definition_gives(
     assert relative(vectors.astype(mx.float32), expected.astype(mx.float32)) <= limit
 
 
+@pytest.mark.parametrize("by", ["grid", "points"])
+def test_folded_maps_at_full_size(monkeypatch, by):
+    """1,024 channels: ever longer sums must not add up to more than the bound."""
+    mx.random.seed(0)
+    full = RegionSampler(1024, 64, (24, 24), SamplerConfig())
+    points = np.random.default_rng(0).random((1, 512, 2), dtype=np.float32)
+    neighbors = [mx.array(near) for _, near in sampling_indices(points, full.config.stages)]
+    args = (mx.random.normal((1, 576, 1024)), mx.array(points), None, neighbors)
+    monkeypatch.setattr(RegionSampler, "maps_the_grid", lambda self, regions: by == "grid")
+    assert relative(full(*args), straightforward(full, *args)) <= 1e-5
+
+
 @pytest.mark.parametrize("stage", [0, 1])
 def test_maps_per_point_are_the_maps_per_pair(sampler, case, stage):
     """The blocks apply their linear maps before gathering; the definition gathers first."""

@@ -9,6 +9,7 @@ from mlx_lm.models.cache import QuantizedKVCache
 from mlx_lm.models.llama import LlamaModel
 from PIL import Image
 
+import ferret_mlx
 from ferret_mlx import session as session_module
 from ferret_mlx.config import FerretConfig, read_config
 from ferret_mlx.generation import stream_generate
@@ -320,6 +321,10 @@ def test_quantized_keys_and_values(parity, processor, image, work):
     list(session.ask("Sure?", max_tokens=2))
     assert not any(isinstance(layer, QuantizedKVCache) for layer in session.prompt_cache.layers)
     assert session.kv_nbytes > 2 * small and work["images"] == 2
+
+
+def test_session_is_public():
+    assert ferret_mlx.Session is Session and "Session" in ferret_mlx.__all__
 
 
 def test_what_a_session_shows(session):

@@ -13,7 +13,7 @@ import numpy as np
 
 from .checkpoint import open_checkpoint
 from .config import FerretConfig
-from .dequantization import DequantizedCheckpoint, dequantize
+from .dequantization import DequantizedCheckpoint, dequantize_float32
 from .model import check_weights
 from .vision import VisionTower
 
@@ -44,8 +44,9 @@ def open_tower(folder: Path, config: FerretConfig) -> Iterator[ReadTensor]:
             stored = PREFIX + name
             options, layer = restored.options(stored), stored.removesuffix("weight")
             names = [stored, f"{layer}scales", f"{layer}biases"] if options else [stored]
-            parts = [_float32(packed.read(part)) for part in names if part in packed]
-            value = np.array(_float32(dequantize(parts, options) if options else parts[0]))
+            parts = [packed.read(part) for part in names if part in packed]
+            restored_value = dequantize_float32(parts, options) if options else parts[0]
+            value = np.array(restored_value.astype(mx.float32))
             if not np.isfinite(value).all():
                 raise ValueError(
                     f"{packed.location(stored)}: {stored} holds NaN or infinity; "
@@ -67,8 +68,3 @@ def tower_fingerprint(folder: Path, config: FerretConfig) -> str:
                 digest.update(f"{name} {value.shape} {value.dtype}".encode())
                 digest.update(np.array(value.view(mx.uint8)).tobytes())
     return digest.hexdigest()
-
-
-def _float32(value: mx.array) -> mx.array:
-    """Floats as float32, so that what is restored of them is not rounded; packed bits as stored."""
-    return value.astype(mx.float32) if mx.issubdtype(value.dtype, mx.floating) else value

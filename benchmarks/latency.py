@@ -5,7 +5,6 @@ roofline: what reading the bytes or computing the products would take at the chi
 (``--bandwidth`` and ``--tflops`` where the chip is not in the table). The last line is JSON.
 """
 
-import argparse
 import json
 import subprocess
 import sys
@@ -20,10 +19,13 @@ from mlx_lm.tokenizer_utils import SPMStreamingDetokenizer, TokenizerWrapper
 
 from ferret_mlx import Box, Session, load
 from ferret_mlx.config import SamplerConfig
+from ferret_mlx.coreml_tower import COMPUTE_UNITS
+from ferret_mlx.errors import ArgumentParser
 
 from .measure import Machine, Timing, alternate, machine_line, measure, summary
 from .random_model import SIZES, random_model
 from .sampler import draw_points, multiplications
+from .vision_towers import coreml_towers, report_towers
 
 ROOT = Path(__file__).parents[1]
 PICTURE = ROOT / "examples" / "rocket.png"
@@ -237,7 +239,7 @@ def measure_cold_start(report: Report, model: str | None, repeats: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("--model", help="converted model (default: the bundled one)")
     add("--random", choices=SIZES, help="random weights of the released sizes instead")
@@ -247,9 +249,18 @@ def main() -> None:
     add("--questions", type=int, default=16, help="asked together")
     add("--tokens", type=int, default=64, help="of each answer")
     add("--repeats", type=int, default=7)
+    add("--vision", default="mlx", help="comma-separated: mlx, coreml or paths of packages (macOS)")
+    add("--coreml-compute-units", nargs="+", choices=COMPUTE_UNITS, default=COMPUTE_UNITS)
     add("--bandwidth", type=float, help="of the memory, GB/s")
     add("--tflops", type=float, help="of the GPU")
     args = parser.parse_args()
+    packages = [vision for vision in args.vision.split(",") if vision != "mlx"]
+    if packages and args.random:
+        parser.error("--vision coreml needs the packages of a --model, --random has none")
+    try:
+        towers = coreml_towers(args.model, packages, args.coreml_compute_units)
+    except (ValueError, FileNotFoundError) as error:
+        parser.error(str(error))
     if args.random:
         model, processor = random_model(args.random, getattr(mx, args.dtype), args.bits)
         name = f"random {args.random}, {args.dtype}" + (f", {args.bits} bits" if args.bits else "")
@@ -261,6 +272,9 @@ def main() -> None:
     print(f"{name} on {machine_line()}")
     mx.reset_peak_memory()
     measure_stages(report, model, processor, args.repeats, args.regions)
+    if towers:
+        pixels = Session(model, processor, PICTURE).pixel_values
+        report_towers(report, {"mlx": model.vision_tower, **towers}, pixels, args.repeats)
     measure_session(report, model, processor, args.repeats)
     measure_decoding(report, model, processor, args.repeats, args.tokens)
     measure_many(report, model, processor, args.repeats, args.questions, args.tokens)

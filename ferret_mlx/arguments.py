@@ -70,6 +70,23 @@ def number(
     return parse
 
 
+def add_vision_options(parser: argparse.ArgumentParser) -> None:
+    """The flags that `vision_options` reads."""
+    parser.add_argument(
+        "--vision", default="mlx", metavar="mlx|coreml|FILE.mlpackage",
+        help="what encodes the picture; coreml (macOS): the package in the model's folder",
+    )  # fmt: skip
+    parser.add_argument(
+        "--coreml-compute-units", default="ALL", metavar="UNITS",
+        help="ALL, CPU_AND_NE (the Neural Engine), CPU_AND_GPU or CPU_ONLY",
+    )  # fmt: skip
+
+
+def vision_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The options of `load` about the vision tower."""
+    return {"vision": args.vision, "coreml_compute_units": args.coreml_compute_units}
+
+
 def region_type(kind: str, form: str) -> Callable[[str], RegionFlag]:
     """An argparse type for one of the region flags."""
 

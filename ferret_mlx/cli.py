@@ -12,7 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .arguments import STROKE_WIDTH, join_negative, number, region_type
+from .arguments import (
+    STROKE_WIDTH,
+    add_vision_options,
+    join_negative,
+    number,
+    region_type,
+    vision_options,
+)
 from .errors import INTERRUPTED, ArgumentParser, run_command
 from .terminal import load_model, report, report_loaded
 
@@ -50,7 +57,7 @@ def generate_main(argv: Sequence[str] | None = None) -> None:
         raise ValueError("the following arguments are required: --prompt.")
     image, regions, texts = _check_inputs(args)
 
-    model, processor, loading = load_model(args.model)
+    model, processor, loading = load_model(args.model, **vision_options(args))
     from .generation import stream_generate
 
     start = time.perf_counter()
@@ -196,6 +203,7 @@ def _parser() -> ArgumentParser:
         metavar="FILE.json",
         help="answer many questions at once, from a JSON list (- for stdin); prints JSON lines",
     )
+    add_vision_options(parser)
     regions = parser.add_argument_group("regions, in pixels of the upright picture")
     for kind, form, what in (
         ("point", "X,Y", "a point"),

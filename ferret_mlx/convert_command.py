@@ -1,4 +1,4 @@
-"""The command line ``convert.py``: convert a checkpoint, or check what was converted."""
+"""The command line ``convert.py``: convert a checkpoint, check it, or package its vision tower."""
 
 from __future__ import annotations
 
@@ -10,14 +10,30 @@ from mlx_lm.convert import MODEL_CONVERSION_DTYPES
 
 from .check import check
 from .convert import convert
+from .coreml_package import BITS, PRECISIONS, TARGETS, PackageOptions, convert_vision
 from .errors import ArgumentParser
 from .quantization import MODES, RECIPES
+
+# Flag -> option of a Core ML package.
+_PACKAGE_OPTIONS = {
+    "coreml_precision": "precision",
+    "coreml_bits": "bits",
+    "deployment_target": "target",
+    "coreml_image_input": "image_input",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """What `cli.convert_main` runs."""
     args = vars(_parser().parse_args(argv))
-    checked, against = args.pop("check"), args.pop("against")
+    package, checked, against = args.pop("coreml"), args.pop("check"), args.pop("against")
+    package_options = {name: args.pop(flag) for flag, name in _PACKAGE_OPTIONS.items()}
+    if package is not None:
+        _convert_vision(package, package_options, args | {"check": checked, "against": against})
+        return
+    for flag, name in _PACKAGE_OPTIONS.items():
+        if package_options[name]:
+            raise ValueError(f"{_flag(flag)} was given without --coreml; add --coreml OUT.")
     if checked is not None:
         _check(checked, against, args)
         return
@@ -25,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ValueError("--against was given without --check; add --check MLX_DIR.")
     for flag in ("hf_path", "mlx_path"):
         if args[flag] is None:
-            raise ValueError(f"--{flag.replace('_', '-')} is missing; a conversion needs it.")
+            raise ValueError(f"{_flag(flag)} is missing; a conversion needs it.")
     asked = (args["q_bits"], args["q_group_size"], args["q_mode"], args["quant_predicate"])
     switches = args["quantize_vision"] or args["q_keep_ends"]
     if not args["quantize"] and (switches or any(v is not None for v in asked)):
@@ -38,10 +54,25 @@ def _check(folder: str, against: str | None, args: dict[str, Any]) -> None:
     sources = {name: args.pop(name) for name in ("base_path", "vision_tower")}
     for name, value in args.items():
         if value:
-            raise ValueError(f"--{name.replace('_', '-')} does not go with --check; leave it out.")
+            raise ValueError(f"{_flag(name)} does not go with --check; leave it out.")
     if against is None and any(sources.values()):
         raise ValueError("--check needs --against HF_DIR beside --base-path or --vision-tower.")
     check(folder, against, **sources)
+
+
+def _convert_vision(package: str, options: dict[str, Any], others: dict[str, Any]) -> None:
+    folder = others.pop("mlx_path")
+    for name, value in others.items():
+        if value:
+            raise ValueError(f"{_flag(name)} does not go with --coreml; leave it out.")
+    if folder is None:
+        raise ValueError("--coreml needs --mlx-path MLX_DIR, the converted model it is made from.")
+    given = {name: value for name, value in options.items() if value is not None}
+    convert_vision(folder, package, PackageOptions(**given))
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -53,7 +84,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--hf-path", metavar="DIR|HUB_ID", help="checkpoint in the released layout")
     add("--base-path", metavar="DIR|HUB_ID", help="the Vicuna model that --hf-path is a delta to")
     add("--vision-tower", metavar="DIR|HUB_ID", help="CLIP checkpoint to use instead of its own")
-    add("--mlx-path", metavar="OUT", help="folder to write; must not exist yet")
+    add(
+        "--mlx-path",
+        metavar="OUT",
+        help="folder to write; must not exist yet (with --coreml: to read)",
+    )
     add("-q", "--quantize", action="store_true", help="quantize the language model")
     add("--q-bits", type=int, metavar="N", help="bits per weight (default: 4)")
     add("--q-group-size", type=int, metavar="N", help="weights that share a scale (default: 64)")
@@ -73,4 +108,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--against", metavar="DIR|HUB_ID",
         help="with --check: what it was converted from (a delta together with --base-path), "
         "to tell the error of every tensor")  # fmt: skip
+    package = result.add_argument_group(
+        "the vision tower of --mlx-path, a converted model, for Core ML"
+    )
+    add = package.add_argument
+    add("--coreml", metavar="OUT.mlpackage", help="package to write; must not exist yet")
+    add("--coreml-precision", choices=PRECISIONS, help="default: float16, for the Neural Engine")
+    add("--coreml-bits", type=int, choices=BITS, help="compress the weights")
+    add("--deployment-target", choices=TARGETS, help="oldest macOS to run it (default: macOS15)")
+    add("--coreml-image-input", action="store_true",
+        help="read 8-bit pictures and normalise them inside")  # fmt: skip
     return result

@@ -14,10 +14,15 @@ METADATA_FILES = ("*.json", "tokenizer.model", "README.md")
 _WITHOUT_TOKENIZER = ("config.json", "preprocessor_config.json", "*.index.json")
 _SAFETENSORS = ("model*.safetensors",)
 _PYTORCH = ("pytorch_model*.bin",)
+_PACKAGES = ("*.mlpackage/*",)  # the Hub's * crosses folders
 
 
 def find_folder(
-    name: str | Path, purpose: str, weights: bool = True, tokenizer: bool = True
+    name: str | Path,
+    purpose: str,
+    weights: bool = True,
+    tokenizer: bool = True,
+    packages: bool = False,
 ) -> Path:
     """The folder of a checkpoint in the released layout.
 
@@ -26,6 +31,7 @@ def find_folder(
     purpose: what the folder is wanted for, to say in errors.
     weights: fetch the weights too, in one format.
     tokenizer: fetch tokenizer and model card too; a base or a vision tower needs none.
+    packages: fetch its Core ML packages too.
 
     Raises FileNotFoundError where there is no such folder or it cannot be fetched.
     """
@@ -40,7 +46,7 @@ def find_folder(
             f"There is no folder {name} for {purpose}; give a folder or a Hub id like owner/name."
         )
     metadata = METADATA_FILES if tokenizer else _WITHOUT_TOKENIZER
-    return _fetch(str(name), purpose, metadata, weights)
+    return _fetch(str(name), purpose, metadata + (_PACKAGES if packages else ()), weights)
 
 
 def bundled_model() -> Path:

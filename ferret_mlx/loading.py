@@ -13,6 +13,7 @@ from mlx_lm.utils import dequantize_model
 from .blas import INSTALL_HINT, preload_openblas
 from .checkpoint import open_checkpoint
 from .config import FerretConfig
+from .coreml_tower import CoreMLTower, check_runtime, open_package
 from .hub import bundled_model, find_folder
 from .json_fields import read_json
 from .model import Model, check_weights
@@ -25,7 +26,11 @@ _blas_hint_given = False
 
 
 def load(
-    path_or_hub_id: str | Path | None = None, dequantize: bool = True, lazy: bool = False
+    path_or_hub_id: str | Path | None = None,
+    dequantize: bool = True,
+    lazy: bool = False,
+    vision: str | Path = "mlx",
+    coreml_compute_units: str = "ALL",
 ) -> tuple[Model, Processor]:
     """Load a converted model and what prepares its inputs.
 
@@ -35,12 +40,18 @@ def load(
     dequantize: on the CPU, turn quantized weights into float32 where all weights then stay under
         2 GB; MLX's quantized products are slow there.
     lazy: read the values of the weights only when they are used.
+    vision: what runs the vision tower. `mlx`; `coreml`, on macOS: the Core ML package in the
+        model's folder, as `convert.py --coreml` writes it; or the path of such a package.
+    coreml_compute_units: ALL, CPU_AND_NE (the Neural Engine), CPU_AND_GPU or CPU_ONLY.
 
     On a GPU weights keep their dtype, on the CPU floating point weights become float32.
 
     Raises FileNotFoundError (no such folder, Hub model or file) or ValueError (another kind of
-    model, damaged or missing weights), with one line that says what to do.
+    model, damaged or missing weights, a Core ML package of another model or elsewhere than on
+    macOS), with one line that says what to do.
     """
+    if vision != "mlx":
+        check_runtime(vision, coreml_compute_units)
     _hint_at_blas()
     name = bundled_model() if path_or_hub_id is None else path_or_hub_id
     # The config comes alone first: no weights are fetched of a model that is then refused.
@@ -49,17 +60,23 @@ def load(
     if values.get("model_type") == "ferret" and "vision_config" not in values:
         raise ValueError(_convert_first(name))
     config = FerretConfig.from_dict(values)
-    folder = find_folder(name, "the model")
+    folder = find_folder(name, "the model", packages=vision == "coreml")
     tokenizer = Tokenizer(folder)
     if len(tokenizer) > config.text["vocab_size"]:
         raise ValueError(
             f"{folder}: the tokenizer has {len(tokenizer)} tokens, the model "
             f"{config.text['vocab_size']}; they belong to different models."
         )
-    return _load_model(folder, config, dequantize, lazy), Processor(config, tokenizer)
+    tower = None
+    if vision != "mlx":
+        tower = open_package(vision, folder, config, coreml_compute_units)
+    model = _load_model(folder, config, dequantize, lazy, tower)
+    return model, Processor(config, tokenizer)
 
 
-def _load_model(folder: Path, config: FerretConfig, dequantize: bool, lazy: bool) -> Model:
+def _load_model(
+    folder: Path, config: FerretConfig, dequantize: bool, lazy: bool, tower: CoreMLTower | None
+) -> Model:
     if not any(folder.glob("model*.safetensors")):
         raise FileNotFoundError(
             f"{folder} holds no model*.safetensors; give a folder that convert.py made."
@@ -80,11 +97,15 @@ def _load_model(folder: Path, config: FerretConfig, dequantize: bool, lazy: bool
     model.load_weights(list(weights.items()), strict=True)
     model.eval()
 
-    if mx.default_device() == mx.cpu:
+    on_cpu = mx.default_device() == mx.cpu
+    if on_cpu:
         model.set_dtype(mx.float32)
-        if dequantize and _parameter_count(model) * mx.float32.size < DEQUANTIZED_LIMIT:
-            dequantize_model(model)
-            model.set_dtype(mx.float32)  # some modes dequantize to bfloat16
+    if tower is not None:
+        tower.dtype = model.vision_tower.pre_layrnorm.weight.dtype
+        model.vision_tower = tower  # before the weights that it replaces are read
+    if on_cpu and dequantize and _parameter_count(model) * mx.float32.size < DEQUANTIZED_LIMIT:
+        dequantize_model(model)
+        model.set_dtype(mx.float32)  # some modes dequantize to bfloat16
     if not lazy:
         mx.eval(model.parameters())
         for stage in range(len(config.sampler.stages)):

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from .arguments import vision_options
 from .boxes import parse_boxes
 from .errors import INTERRUPTED
 from .image import open_image
@@ -33,7 +34,7 @@ def answer_file(args: argparse.Namespace) -> None:
     image = open_image(args.image)
     questions = read_questions(args.questions, args.prompt, image.size, args.stroke_width)
     texts = _check(questions, image.size, args.model)
-    model, processor, loading = load_model(args.model)
+    model, processor, loading = load_model(args.model, **vision_options(args))
     from .session import Session
 
     start = time.perf_counter()

@@ -40,7 +40,7 @@ class Model(nn.Module):
         self.config = config
         self.model_type = "ferret"
         vision_width, text_width = config.vision.hidden_size, config.text["hidden_size"]
-        self.vision_tower = VisionTower(config.vision)
+        self.vision_tower: nn.Module = VisionTower(config.vision)
         self.mm_projector = nn.Linear(vision_width, text_width)
         self.region_sampler = RegionSampler(
             vision_width, text_width, config.vision.grid, config.sampler
@@ -190,7 +190,7 @@ class Model(nn.Module):
 
 
 def check_weights(
-    model: Model, weights: dict[str, mx.array], folder: str | os.PathLike[str], advice: str
+    model: nn.Module, weights: dict[str, mx.array], folder: str | os.PathLike[str], advice: str
 ) -> None:
     """Compare the names and shapes of sanitized weights with the model's, before a strict load.
 

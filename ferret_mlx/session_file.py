@@ -114,6 +114,7 @@ def _fingerprint(model: Model) -> str:
     digest = hashlib.sha256()
     config = {name: value for name, value in vars(model.config).items() if name != "raw"}
     digest.update(repr(config).encode())
+    digest.update(getattr(model.vision_tower, "identity", "").encode())
     for name, value in cast(list[tuple[str, mx.array]], tree_flatten(model.parameters())):
         digest.update(f"{name} {value.shape} {value.dtype}".encode())
         step = max(1, value.size // _VALUES_HASHED)

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .model import Model
@@ -36,13 +36,13 @@ def transient(line: str) -> Iterator[None]:
         print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
-def load_model(name: str | None) -> tuple[Model, Processor, float]:
-    """Model, processor and the seconds it took; None: the bundled one."""
+def load_model(name: str | None, **options: Any) -> tuple[Model, Processor, float]:
+    """Model, processor and the seconds it took; None: the bundled one. options: as for `load`."""
     start = time.perf_counter()
     with transient(f"Loading {name or 'ferret-tiny'} ..."):
         from .loading import load
 
-        model, processor = load(name)
+        model, processor = load(name, **options)
     return model, processor, time.perf_counter() - start
 
 

@@ -104,10 +104,14 @@ class VisionTower(nn.Module):
 
         Raises ValueError for pixels of another shape.
         """
-        size = self.image_size
-        if pixel_values.ndim != 4 or pixel_values.shape[1:] != (size, size, 3):
-            raise ValueError(
-                f"pixel_values have shape {pixel_values.shape}, expected (B, {size}, {size}, 3)."
-            )
+        check_pixels(pixel_values, self.image_size)
         pixel_values = pixel_values.astype(self.pre_layrnorm.weight.dtype)
         return self.encoder(self.pre_layrnorm(self.embeddings(pixel_values)))[:, 1:]
+
+
+def check_pixels(pixel_values: mx.array, size: int) -> None:
+    """Raises ValueError for anything but the pixels of square pictures of `size`."""
+    if pixel_values.ndim != 4 or pixel_values.shape[1:] != (size, size, 3):
+        raise ValueError(
+            f"pixel_values have shape {pixel_values.shape}, expected (B, {size}, {size}, 3)."
+        )

@@ -6,8 +6,11 @@ import pytest
 import torch
 
 from benchmarks import random_model
+from benchmarks.latency import main as latency_main
 from benchmarks.measure import CHIPS, Machine, alternate, summary
 from benchmarks.sampler import defined, draw_points, multiplications, shared_weights
+from benchmarks.vision_towers import compare_towers
+from ferret_mlx import coreml_tower
 from ferret_mlx.config import SamplerConfig
 from ferret_mlx.regions import Point
 from ferret_mlx.session import Session
@@ -107,3 +110,24 @@ def test_chips_of_the_table(monkeypatch):
     assert CHIPS["Apple M3 Max"] == (400, 14.2)
     assert Machine.find(None, None) == Machine("Apple M3 Max", 400e9, 14.2e12)
     assert Machine.find(300, None).bandwidth == 300e9
+
+
+def test_towers_are_compared():
+    pixels, calls = mx.arange(12).reshape(1, 2, 2, 3), []
+
+    def twice(pixels):
+        calls.append(pixels)
+        return 2 * pixels
+
+    found = compare_towers({"mlx": lambda pixels: pixels, "other": twice}, pixels, 3)
+    assert found["mlx"][1] == 0 and found["other"][1] == pytest.approx(1)
+    assert len(calls) == 1 + 1 + 3 and all(seen is pixels for seen in calls)
+
+
+def test_core_ml_elsewhere_than_on_macos(monkeypatch, capsys):
+    monkeypatch.setattr(coreml_tower, "_on_macos", lambda: False)
+    monkeypatch.setattr("sys.argv", ["latency", "--vision", "mlx,coreml"])
+    with pytest.raises(SystemExit) as exit:
+        latency_main()
+    errors = capsys.readouterr().err
+    assert exit.value.code == 2 and errors.count("\n") == 1 and "only macOS has" in errors

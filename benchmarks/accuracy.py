@@ -7,15 +7,12 @@ worth on overlapping pairs. ``--model`` may be repeated (float32, 8-bit, 4-bit f
 
 import argparse
 import json
-import os
 import platform
 import re
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from multiprocessing import get_context
 from pathlib import Path
 
 import mlx.core as mx
@@ -28,6 +25,7 @@ from ferret_mlx.tokenizer import Tokenizer
 from reference.layout import read_released
 
 from .scene_questions import Question, load_scenes, questions, score
+from .workers import spread
 
 MAX_TOKENS = 48
 Answer = Callable[[object, Question, int], str]
@@ -84,11 +82,8 @@ def measure(
         scenes = load_scenes(len(numbers), numbers.start)
         return run(contender.answerer(), tqdm(scenes, desc=label, mininterval=5), kinds)
     parts = [numbers[i : i + 10] for i in range(0, len(numbers), 10)]
-    # Spawned, since neither MLX nor torch survives a fork; a thread each, or they take turns.
-    os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-        jobs = pool.map(_measure_part, *zip(*[(contender, p, kinds) for p in parts], strict=True))
-        return [r for part in tqdm(jobs, label, len(parts), mininterval=5) for r in part]
+    measured = spread(_measure_part, [(contender, part, kinds) for part in parts], workers)
+    return [r for part in tqdm(measured, label, len(parts), mininterval=5) for r in part]
 
 
 def _measure_part(contender: Contender, numbers: range, kinds) -> list[dict]:

@@ -56,12 +56,13 @@ def test_a_row_has_all_figures():
     baseline = [record(kind, 1) for kind in kinds] + [record("find", s, 2) for s in (1, 0.6, 0)]
     records = [record(kind, 0) for kind in kinds]
     records += [record("find", 0.8, 4), record("find", 0.5, 2), record("find", 0)]
-    row = summarise(records, baseline, Size(2_000_000, 4.5))
-    assert (row["MB"], row["bits"]) == (2.0, 4.5)
+    row = summarise(records, baseline, Size(2_000_000, 4.5, 3.5))
+    assert (row["MB"], row["bits"], row["language model"]) == (2.0, 4.5, 3.5)
     assert [row[kind] for kind in kinds] == [0, 0, 0, 0]
     assert [row[f"find@{bar}"] for bar in (0.5, 0.75, 0.9)] == [66.7, 33.3, 0]
     assert row["find IoU"] == 0.433 and row["find error"] == 3
     assert row["find@0.5 - float"] == (0, 0, 0)
+    assert row["find@0.9 - float"].mean == pytest.approx(-100 / 3)
 
 
 def test_the_smallest_recipe_within_half_a_point_is_recommended():
@@ -88,11 +89,14 @@ def test_the_command_measures_resumes_and_plots(tmp_path, monkeypatch, capsys, e
     rows = json.loads(first.splitlines()[-1])["rows"]
     assert list(rows) == [FLOAT, "4 bits, ends kept"]
     assert rows[FLOAT]["bits"] == pytest.approx(16, abs=0.1)
+    assert rows[FLOAT]["language model"] == 16
     assert rows["4 bits, ends kept"]["bits"] < rows[FLOAT]["bits"]
+    # All of it in 4 bits would be 4.5, with the scales.
+    assert 4.6 < rows["4 bits, ends kept"]["language model"] < 16
     assert rows[FLOAT]["refcoco@0.5 - float"] == [0, 0, 0]
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
-    scenes = tmp_path / "answers" / "float" / "scenes.jsonl"
+    scenes = tmp_path / "answers" / FLOAT / "scenes.jsonl"
     lines = scenes.read_text().splitlines(keepends=True)
     scenes.write_text(lines[0] + lines[1][:50])  # interrupted while the second was written
     asked = []

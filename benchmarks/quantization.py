@@ -20,8 +20,8 @@ import numpy as np
 
 from ferret_mlx import load
 from ferret_mlx.convert import convert
+from ferret_mlx.distribution import Ranks
 from ferret_mlx.evaluate.answer_log import AnswerLog
-from ferret_mlx.evaluate.distribution import Ranks
 from ferret_mlx.evaluate.refcoco import RefCOCO
 from ferret_mlx.evaluate.runner import Asking, answer_items
 from ferret_mlx.quantization import RECIPES
@@ -34,6 +34,7 @@ from .scene_questions import NAMING
 BARS = (0.5, 0.75, 0.9)
 TEXT = "language_model."
 WITHIN = 0.5  # points at IoU 0.5 that the recommended recipe may lose
+DEFAULT_BITS = 4  # of convert.py -q
 FLOAT = "float16"  # the baseline; also what quantized models keep unquantized
 BITS = {f"{bits} bits": {"q_bits": bits} for bits in (8, 6, 5, 4)}
 QUANTIZED = {
@@ -140,19 +141,34 @@ def _grounding(kind: str, records: list[dict], baseline: list[dict]) -> dict:
     return row
 
 
-def recommend(rows: dict[str, dict], kind: str) -> str:
-    """The smallest recipe that loses at most half a point at IoU 0.5, or why there is none."""
+def recommend(rows: dict[str, dict], kind: str, least: int = 0) -> str:
+    """The smallest recipe that loses at most half a point at IoU 0.5, or why there is none.
+
+    least: bits that each quantized layer has.
+    """
     column = f"{kind}@0.5 - float"
     within = {
-        name: row for name, row in rows.items() if name != FLOAT and row[column].mean >= -WITHIN
+        name: row
+        for name, row in rows.items()
+        if row[column].mean >= -WITHIN and (lowest_bits(name) or 0) >= max(least, 1)
     }
+    which = f"recipe of at least {least} bits" if least else "recipe"
     if not within:
-        return f"No recipe stays within {WITHIN} points of float at IoU 0.5."
+        return f"No {which} stays within {WITHIN} points of float at IoU 0.5."
     name = min(within, key=lambda name: within[name]["bits"])
     return (
-        f"The smallest recipe within {WITHIN} points of float at IoU 0.5 is {name}: "
-        f"{within[name][column]} points, {within[name]['bits']} bits per weight."
+        f"The smallest {which} within {WITHIN} points of float at IoU 0.5 is {name}: "
+        f"{within[name][column]} points, {within[name]['language model']} bits per weight of the "
+        "language model."
     )
+
+
+def lowest_bits(name: str) -> int | None:
+    """Of the layers that a conversion quantizes; None for a float one."""
+    options = CONVERSIONS[name]
+    if "quant_predicate" in options:  # mixed_3_6: 3 bits for most layers, 6 for some
+        return int(options["quant_predicate"].split("_")[1])
+    return options.get("q_bits")
 
 
 def plot(rows: dict[str, dict], kind: str, path: Path) -> None:
@@ -229,6 +245,7 @@ def main() -> None:
     print(table(rows))
     kind = "refcoco" if benchmark else "find"
     print(recommend(rows, kind))
+    print(recommend(rows, kind, least=DEFAULT_BITS))
     if args.plot:
         plot(rows, kind, args.plot)
     machine = f"{platform.system()} {platform.machine()}, MLX on {mx.default_device()}"

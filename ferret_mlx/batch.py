@@ -97,7 +97,8 @@ def answer_questions(
         stop = StopSequences([(token,) for token in tokenizer.eos_token_ids])
         count = len(questions)
         # One greedy sampler serves all rows in one call; others have a key of their own.
-        shared = keyed_sampler(temp, top_p, seed) if temp == 0 else None
+        group = session.model.tensor_group
+        shared = keyed_sampler(temp, top_p, seed, group) if temp == 0 else None
         with mx.stream(generation_stream):
             batch = GenerationBatch(
                 model=session.model,
@@ -105,7 +106,7 @@ def answer_questions(
                 inputs=mx.array([question.ids[-1] for question in questions]),
                 prompt_cache=_prefill(session, questions),
                 tokens=[[] for _ in questions],
-                samplers=[shared or keyed_sampler(temp, top_p, seed) for _ in questions],
+                samplers=[shared or keyed_sampler(temp, top_p, seed, group) for _ in questions],
                 fallback_sampler=greedy_sampler,
                 logits_processors=[[] for _ in questions],
                 stop_sequences=[stop] * count,

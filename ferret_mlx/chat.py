@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from .arguments import STROKE_WIDTH, join_negative, number, region_type
 from .errors import ArgumentParser, one_line, run_command
-from .terminal import load_model, report, report_loaded
+from .terminal import join_ranks, load_model, report, report_loaded
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -163,6 +163,10 @@ class Chat:
 def chat_main(argv: Sequence[str] | None = None) -> None:
     """Read questions and commands from the terminal, or from stdin, until it ends."""
     args = _parser().parse_args(join_negative(sys.argv[1:] if argv is None else argv))
+    ranks = join_ranks()
+    with ranks.agree():
+        if ranks.count > 1:
+            raise ValueError("A conversation has one process; start it without mlx.launch.")
     from .image import open_image
 
     open_image(args.image)  # refused before the model is loaded

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zlib import crc32
 
 from .arguments import (
     STROKE_WIDTH,
@@ -21,7 +22,7 @@ from .arguments import (
     vision_options,
 )
 from .errors import INTERRUPTED, ArgumentParser, run_command
-from .terminal import load_model, report, report_loaded
+from .terminal import join_ranks, load_model, report, report_loaded
 
 # Everything else is imported where it is used: --help and bad arguments must not wait for it.
 if TYPE_CHECKING:
@@ -43,21 +44,29 @@ class Answer:
 
 @run_command
 def generate_main(argv: Sequence[str] | None = None) -> None:
-    """Answer about a picture as the arguments say; exits with 2 on bad input, 130 on Ctrl-C."""
+    """Answer about a picture as the arguments say; exits with 2 on bad input, 130 on Ctrl-C.
+
+    Under `mlx.launch` all processes answer together, each with a part of the language model.
+    """
     args = _parser().parse_args(join_negative(sys.argv[1:] if argv is None else argv))
     # A locale without UTF-8 must not end an answer in the middle.
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")
+    ranks = join_ranks()
     if args.questions is not None:
         from .many_cli import answer_file
 
-        answer_file(args)
+        answer_file(args, ranks)
         return
-    if args.prompt is None:
-        raise ValueError("the following arguments are required: --prompt.")
-    image, regions, texts = _check_inputs(args)
-
-    model, processor, loading = load_model(args.model, **vision_options(args))
+    with ranks.agree():
+        if args.prompt is None:
+            raise ValueError("the following arguments are required: --prompt.")
+        if not ranks.leads:
+            args.save_image = None
+        image, regions, texts = _check_inputs(args)
+    ranks.require_same("picture", [image.size, crc32(image.tobytes())])
+    ranks.require_same("mask", texts)
+    model, processor, loading = load_model(args.model, ranks, **vision_options(args))
     from .generation import stream_generate
 
     start = time.perf_counter()

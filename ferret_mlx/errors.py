@@ -64,10 +64,14 @@ def one_line(message: object) -> str:
     return " ".join(str(message).split())
 
 
-def _fail(error: Exception) -> NoReturn:
-    message: object = error
+def describe(error: Exception) -> str:
+    """One line; of an error of the operating system with the file that it is about."""
     if isinstance(error, OSError) and error.filename is not None:
-        message = f"{error.filename}: {error.strerror}."
+        return one_line(f"{error.filename}: {error.strerror}.")
+    return one_line(error)
+
+
+def _fail(error: Exception) -> NoReturn:
     program = os.path.basename(sys.argv[0]) or "ferret-mlx"
-    print(f"{program}: error: {one_line(message)}", file=sys.stderr)
+    print(f"{program}: error: {describe(error)}", file=sys.stderr)
     sys.exit(BAD_INPUT)

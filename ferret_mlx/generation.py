@@ -17,6 +17,7 @@ from mlx_lm.sample_utils import apply_top_p, make_sampler
 from mlx_lm.tokenizer_utils import SPMStreamingDetokenizer
 
 from .model import Model
+from .sharding import agreed
 
 if TYPE_CHECKING:
     from .config import FerretConfig
@@ -64,7 +65,7 @@ def stream_generate(
         ids,
         lambda: model.embed_inputs(inputs.input_ids, inputs.pixel_values, inputs.region_points),
         max_tokens=min(max_tokens, room),
-        sampler=keyed_sampler(temp, top_p, seed),
+        sampler=keyed_sampler(temp, top_p, seed, model.tensor_group),
         prompt_cache=model.make_cache(),
         **options,
     )
@@ -83,13 +84,15 @@ def generate(
     return "".join(chunk.text for chunk in chunks)
 
 
-def keyed_sampler(temp: float, top_p: float, seed: int) -> Callable[[mx.array], mx.array]:
-    """A sampler for `generate_step` with a random key of its own.
+def keyed_sampler(
+    temp: float, top_p: float, seed: int, group: mx.distributed.Group | None = None
+) -> Callable[[mx.array], mx.array]:
+    """A sampler for `generate_step` with a random key of its own; `group`: see `agreed`.
 
     mlx_lm's draw from MLX's global state, where two answers in progress disturb each other.
     """
     if temp == 0:
-        return make_sampler(temp=0.0)
+        return agreed(make_sampler(temp=0.0), group)
     key = mx.random.key(seed)
 
     def sample(logprobs: mx.array) -> mx.array:
@@ -99,7 +102,7 @@ def keyed_sampler(temp: float, top_p: float, seed: int) -> Callable[[mx.array], 
             logprobs = apply_top_p(logprobs, top_p)
         return mx.random.categorical(logprobs * (1 / temp), key=subkey)
 
-    return sample
+    return agreed(sample, group)
 
 
 def stream_answer(

@@ -18,6 +18,8 @@ from .hub import bundled_model, find_folder
 from .json_fields import read_json
 from .model import Model, check_weights
 from .processor import Processor
+from .sharding import shard_language_model
+from .terminal import report
 from .tokenizer import Tokenizer
 
 DEQUANTIZED_LIMIT = 2 * 10**9  # bytes
@@ -31,6 +33,7 @@ def load(
     lazy: bool = False,
     vision: str | Path = "mlx",
     coreml_compute_units: str = "ALL",
+    tensor_group: mx.distributed.Group | None = None,
 ) -> tuple[Model, Processor]:
     """Load a converted model and what prepares its inputs.
 
@@ -43,12 +46,14 @@ def load(
     vision: what runs the vision tower. `mlx`; `coreml`, on macOS: the Core ML package in the
         model's folder, as `convert.py --coreml` writes it; or the path of such a package.
     coreml_compute_units: ALL, CPU_AND_NE (the Neural Engine), CPU_AND_GPU or CPU_ONLY.
+    tensor_group: processes that split the language model among them, of
+        `mx.distributed.init()` under `mlx.launch`; all must then ask the same questions.
 
     On a GPU weights keep their dtype, on the CPU floating point weights become float32.
 
     Raises FileNotFoundError (no such folder, Hub model or file) or ValueError (another kind of
     model, damaged or missing weights, a Core ML package of another model or elsewhere than on
-    macOS), with one line that says what to do.
+    macOS, a language model that does not divide), with one line that says what to do.
     """
     if vision != "mlx":
         check_runtime(vision, coreml_compute_units)
@@ -70,13 +75,20 @@ def load(
     tower = None
     if vision != "mlx":
         tower = open_package(vision, folder, config, coreml_compute_units)
-    model = _load_model(folder, config, dequantize, lazy, tower)
+    model = _load_model(folder, config, dequantize, tower)
+    if tensor_group is not None and tensor_group.size() > 1:
+        shard_language_model(model, tensor_group)
+    if not lazy:
+        mx.eval(model.parameters())
+        for stage in range(len(config.sampler.stages)):
+            model.region_sampler.folded(stage)
     return model, Processor(config, tokenizer)
 
 
 def _load_model(
-    folder: Path, config: FerretConfig, dequantize: bool, lazy: bool, tower: CoreMLTower | None
+    folder: Path, config: FerretConfig, dequantize: bool, tower: CoreMLTower | None
 ) -> Model:
+    """The model, whose weights are not read yet."""
     if not any(folder.glob("model*.safetensors")):
         raise FileNotFoundError(
             f"{folder} holds no model*.safetensors; give a folder that convert.py made."
@@ -106,10 +118,6 @@ def _load_model(
     if on_cpu and dequantize and _parameter_count(model) * mx.float32.size < DEQUANTIZED_LIMIT:
         dequantize_model(model)
         model.set_dtype(mx.float32)  # some modes dequantize to bfloat16
-    if not lazy:
-        mx.eval(model.parameters())
-        for stage in range(len(config.sampler.stages)):
-            model.region_sampler.folded(stage)
     return model
 
 
@@ -166,4 +174,4 @@ def _hint_at_blas() -> None:
     on_linux_cpu = sys.platform.startswith("linux") and mx.default_device() == mx.cpu
     if on_linux_cpu and not preload_openblas() and not _blas_hint_given:
         _blas_hint_given = True
-        print(f"note: {INSTALL_HINT}", file=sys.stderr)
+        report(f"note: {INSTALL_HINT}")

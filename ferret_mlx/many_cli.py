@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
+from zlib import crc32
 
 from .arguments import vision_options
 from .boxes import parse_boxes
@@ -19,22 +20,21 @@ from .terminal import load_model, report, report_loaded
 if TYPE_CHECKING:
     import argparse
 
+    from .distribution import Ranks
+
 _ONE_ANSWER = ("regions", "save_image", "kv_bits")
 
 
-def answer_file(args: argparse.Namespace) -> None:
+def answer_file(args: argparse.Namespace, ranks: Ranks) -> None:
     """Print one JSON object per answer, as each ends. Raises ValueError, FileNotFoundError."""
-    for name in _ONE_ANSWER:
-        if getattr(args, name):
-            flag = f"--{args.regions[0].kind}" if name == "regions" else f"--{name}"
-            raise ValueError(
-                f"{flag.replace('_', '-')} does not go with --regions, which answers many "
-                "questions at once; leave one of the two out."
-            )
-    image = open_image(args.image)
-    questions = read_questions(args.questions, args.prompt, image.size, args.stroke_width)
-    texts = _check(questions, image.size, args.model)
-    model, processor, loading = load_model(args.model, **vision_options(args))
+    with ranks.agree():
+        _check_flags(args, ranks)
+        image = open_image(args.image)
+        questions = read_questions(args.questions, args.prompt, image.size, args.stroke_width)
+        texts = _check(questions, image.size, args.model)
+    ranks.require_same("picture", [image.size, crc32(image.tobytes())])
+    ranks.require_same("list of questions", [[q.prompt for q in questions], texts])
+    model, processor, loading = load_model(args.model, ranks, **vision_options(args))
     from .session import Session
 
     start = time.perf_counter()
@@ -70,6 +70,18 @@ def answer_file(args: argparse.Namespace) -> None:
     if args.verbose:
         seconds = time.perf_counter() - start
         report(f"{count} answers, {tokens} tokens in {seconds:.2f} s.")
+
+
+def _check_flags(args: argparse.Namespace, ranks: Ranks) -> None:
+    for name in _ONE_ANSWER:
+        if getattr(args, name):
+            flag = f"--{args.regions[0].kind}" if name == "regions" else f"--{name}"
+            raise ValueError(
+                f"{flag.replace('_', '-')} does not go with --regions, which answers many "
+                "questions at once; leave one of the two out."
+            )
+    if args.questions == "-" and ranks.count > 1:
+        raise ValueError("--regions - would never end, mlx.launch keeps stdin open; name a file.")
 
 
 def _check(

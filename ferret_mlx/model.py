@@ -33,7 +33,10 @@ class Model(nn.Module):
     """Ferret. Runs in mlx_lm's `generate_step` like its own models.
 
     Parameters: `language_model.*`, `mm_projector.*`, `region_sampler.*`, `vision_tower.*`.
+    `tensor_group`: the processes that share the language model, None for this one alone.
     """
+
+    tensor_group: mx.distributed.Group | None = None
 
     def __init__(self, config: FerretConfig):
         super().__init__()

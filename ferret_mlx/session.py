@@ -103,7 +103,7 @@ class Session:
             )
         self._open = self._answer(
             exchanges, ids, points, rng, seed, max_tokens=min(max_tokens, self.room(ids)),
-            sampler=keyed_sampler(temp, top_p, seed), **options,
+            sampler=keyed_sampler(temp, top_p, seed, self.model.tensor_group), **options,
         )  # fmt: skip
         return self._open
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -100,14 +101,16 @@ def _key(session: Session) -> dict[str, str]:
     pixels = hashlib.sha256(np.array(session.pixel_values).tobytes())
     pixels.update(repr(session.image_size).encode())
     return {
-        "model": _fingerprint(session.model),
+        "model": fingerprint(session.model),
         "picture": pixels.hexdigest(),
         "template": repr((TEMPLATES[config.prompt_template], config.use_im_start_end)),
     }
 
 
-def _fingerprint(model: Model) -> str:
-    """A hash of names, shapes, dtypes and some values of every parameter, and of the config.
+def fingerprint(model: Model, counts: Callable[[str], bool] = lambda name: True) -> str:
+    """A hash of names, shapes, dtypes and some values of the parameters, and of the config.
+
+    counts: which parameters do, by their names; all.
 
     Whole weights would take seconds to hash.
     """
@@ -116,6 +119,8 @@ def _fingerprint(model: Model) -> str:
     digest.update(repr(config).encode())
     digest.update(getattr(model.vision_tower, "identity", "").encode())
     for name, value in cast(list[tuple[str, mx.array]], tree_flatten(model.parameters())):
+        if not counts(name):
+            continue
         digest.update(f"{name} {value.shape} {value.dtype}".encode())
         step = max(1, value.size // _VALUES_HASHED)
         sample = value.reshape(-1)[::step]

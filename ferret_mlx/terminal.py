@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .distribution import Ranks
     from .model import Model
     from .processor import Processor
 
@@ -19,8 +21,19 @@ BUNDLED_NOTICE = (
 )
 
 
+_silent = False
+
+
 def report(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    if not _silent:
+        print(line, file=sys.stderr, flush=True)
+
+
+def be_silent() -> None:
+    """Neither report nor print: of several processes with the same answer one speaks."""
+    global _silent
+    _silent = True
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
 
 @contextmanager
@@ -36,14 +49,37 @@ def transient(line: str) -> Iterator[None]:
         print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
-def load_model(name: str | None, **options: Any) -> tuple[Model, Processor, float]:
-    """Model, processor and the seconds it took; None: the bundled one. options: as for `load`."""
+def load_model(
+    name: str | None, ranks: Ranks | None = None, **options: Any
+) -> tuple[Model, Processor, float]:
+    """Model, processor and the seconds it took; None: the bundled one. options: as for `load`.
+
+    ranks: processes that split the language model among them.
+    """
     start = time.perf_counter()
     with transient(f"Loading {name or 'ferret-tiny'} ..."):
         from .loading import load
 
-        model, processor = load(name, **options)
+        if ranks is None or ranks.count == 1:
+            model, processor = load(name, **options)
+        else:
+            from .session_file import fingerprint
+            from .sharding import common_parameters
+
+            with ranks.agree():
+                model, processor = load(name, tensor_group=ranks.group, **options)
+            ranks.require_same("model", fingerprint(model, common_parameters))
     return model, processor, time.perf_counter() - start
+
+
+def join_ranks() -> Ranks:
+    """All processes of this command; those that do not lead fall silent."""
+    from .distribution import Ranks
+
+    ranks = Ranks()
+    if not ranks.leads:
+        be_silent()
+    return ranks
 
 
 def report_loaded(name: str | None, seconds: float) -> None:

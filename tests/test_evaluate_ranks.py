@@ -1,34 +1,11 @@
 """Items of an evaluation split over two processes by mlx.launch."""
 
 import json
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
+from ferret_mlx.distribution import Ranks
 from ferret_mlx.evaluate.answer_log import ANSWER_FILE
 from ferret_mlx.evaluate.cli import evaluate_main
-from ferret_mlx.evaluate.distribution import Ranks
-
-ROOT = Path(__file__).parent.parent
-
-
-def launch(words):
-    """Two processes on this machine."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launcher = Path(sys.executable).with_name("mlx.launch")
-    if launcher.exists():
-        command = [launcher]
-    else:
-        code = "import sys; from mlx._distributed_utils.launch import main; sys.exit(main())"
-        command = [sys.executable, "-c", code]
-    subprocess.run(
-        [*command, "-n", "2", "--backend", "ring", "--starting-port", str(port), "--",
-         sys.executable, "-m", "ferret_mlx.evaluate", *words],
-        cwd=ROOT, check=True, timeout=300, capture_output=True,
-    )  # fmt: skip
+from tests.launching import launch
 
 
 def test_two_processes_find_what_one_finds(evaluation, tmp_path):
@@ -45,7 +22,7 @@ def test_two_processes_find_what_one_finds(evaluation, tmp_path):
     (two / "run.json").write_bytes((alone / "run.json").read_bytes())
     (two / ANSWER_FILE).write_text(lines[3] + lines[0][:30])
     (two / "answers-1.jsonl").write_text("".join(lines[6:9]))
-    launch([*words, "--output", str(two)])
+    launch("-m", "ferret_mlx.evaluate", *words, "--output", two)
     names = [ANSWER_FILE, "verdicts.jsonl", "results.json", "released/0_of_1.jsonl"]
     for name in names:
         assert (two / name).read_bytes() == (alone / name).read_bytes(), name

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from ferret_mlx.distribution import Ranks
 from ferret_mlx.evaluate.answer_log import ANSWER_FILE, AnswerLog
 from ferret_mlx.evaluate.cli import evaluate_main
-from ferret_mlx.evaluate.distribution import Ranks
 from ferret_mlx.evaluate.ferret_bench import FerretBench
 from ferret_mlx.evaluate.flickr import Flickr
 from ferret_mlx.evaluate.lvis import LVIS

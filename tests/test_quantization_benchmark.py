@@ -67,11 +67,16 @@ def test_a_row_has_all_figures():
 
 def test_the_smallest_recipe_within_half_a_point_is_recommended():
     def row(bits, mean):
-        return {"bits": bits, "find@0.5 - float": Difference(mean, mean - 1, mean + 1)}
+        difference = Difference(mean, mean - 1, mean + 1)
+        return {"bits": bits, "language model": bits, "find@0.5 - float": difference}
 
-    rows = {FLOAT: row(16, 0), "8 bits": row(8.5, 0.1), "4 bits": row(4.5, -0.5), "2": row(2, -0.6)}
-    assert " is 4 bits: -0.5 (-1.5 to +0.5) points" in recommend(rows, "find")
-    del rows["8 bits"], rows["4 bits"]
+    rows = {
+        FLOAT: row(16, 0), "float32": row(8, 0), "8 bits": row(8.5, 0.1), "4 bits": row(4.5, -0.5),
+        "mixed_3_6": row(4.1, -0.2), "mixed_2_6": row(3.3, -0.6),
+    }  # fmt: skip
+    assert " is mixed_3_6: -0.2 (-1.2 to +0.8) points" in recommend(rows, "find")
+    assert " is 4 bits: -0.5 (-1.5 to +0.5) points" in recommend(rows, "find", least=4)
+    rows = {name: rows[name] for name in (FLOAT, "float32", "mixed_2_6")}
     assert recommend(rows, "find").startswith("No recipe stays within 0.5 points")
 
 

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from ..distribution import Ranks
 from .benchmark import Benchmark
-from .distribution import Ranks
 from .records import read_json, read_lines, take
 
 RUN_FILE = "run.json"

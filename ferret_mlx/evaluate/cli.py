@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..arguments import number
+from ..distribution import Ranks
 from ..errors import ArgumentParser, run_command
 from ..terminal import load_model, report, report_loaded
 from .answer_log import ANSWER_FILE, AnswerLog, read_log, read_settings
 from .benchmark import Benchmark, Item, check_complete
-from .distribution import Ranks
 from .ferret_bench import FerretBench
 from .flickr import Flickr
 from .judge import PUBLISHED_JUDGE, Judge, review_answers

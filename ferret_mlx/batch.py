@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, redirect_stdout
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +13,10 @@ from mlx_lm.generate import (
     StopSequences,
     generation_stream,
     greedy_sampler,
-    wired_limit,
 )
 
 from .conversation import encode_exchanges, new_exchange
-from .generation import keyed_sampler
+from .generation import generating, keyed_sampler
 from .processor import stack_points
 
 if TYPE_CHECKING:
@@ -91,9 +88,7 @@ def answer_questions(
 ) -> Iterator[Answer]:
     """Answer one batch; each answer comes as soon as it ends."""
     tokenizer = session.processor.tokenizer
-    with ExitStack() as stack:
-        with redirect_stdout(sys.stderr):
-            stack.enter_context(wired_limit(session.model, [generation_stream]))
+    with generating(session.model):
         stop = StopSequences([(token,) for token in tokenizer.eos_token_ids])
         count = len(questions)
         # One greedy sampler serves all rows in one call; others have a key of their own.

@@ -7,7 +7,7 @@ import functools
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import ExitStack, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from types import UnionType
 from typing import TYPE_CHECKING, Any, cast
 
@@ -120,9 +120,7 @@ def stream_answer(
     options: sampler, prompt_cache and what `cache_options` returns.
     """
     detokenizer = streaming_detokenizer(tokenizer)
-    with ExitStack() as stack:
-        with redirect_stdout(sys.stderr):  # its warning is not part of the answer
-            stack.enter_context(wired_limit(model, [generation_stream]))
+    with generating(model):
         start = time.perf_counter()
         steps = _answer_steps(model, ids, embed(), max_tokens=max_tokens, **options)
         for count, (token, logprobs) in enumerate(steps, start=1):
@@ -152,6 +150,19 @@ def stream_answer(
             )
             if finish_reason:
                 break
+
+
+@contextmanager
+def generating(model: Model) -> Iterator[None]:
+    """The frame of everything that runs in mlx_lm's generation stream."""
+    with ExitStack() as stack:
+        if model.tensor_group is not None:
+            # The step that is always begun ahead talks to the other processes. What is said to them
+            # in another stream meanwhile would mix with it.
+            stack.callback(mx.synchronize, generation_stream)
+        with redirect_stdout(sys.stderr):  # its warning is not part of the answer
+            stack.enter_context(wired_limit(model, [generation_stream]))
+        yield
 
 
 def _answer_steps(

@@ -1,5 +1,6 @@
 """Processes started by ``mlx.launch`` on this machine."""
 
+import os
 import socket
 import subprocess
 import sys
@@ -16,11 +17,18 @@ def launch(*words, count: int = 2) -> subprocess.CompletedProcess:
     else:
         code = "import sys; from mlx._distributed_utils.launch import main; sys.exit(main())"
         command = [sys.executable, "-c", code]
-    return subprocess.run(
-        [*command, "-n", str(count), "--backend", "ring", "--starting-port", str(free_ports(count)),
-         "--", sys.executable, *map(str, words)],
-        cwd=ROOT, check=True, timeout=300, capture_output=True, text=True,
-    )  # fmt: skip
+    # Where stdin has ended, the launcher reads it again and again, and takes a whole core.
+    stdin, open_end = os.pipe()
+    try:
+        return subprocess.run(
+            [*command, "-n", str(count), "--backend", "ring", "--starting-port",
+             str(free_ports(count)), "--", sys.executable, *map(str, words)],
+            cwd=ROOT, env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},  # or they wait for each other
+            stdin=stdin, check=True, timeout=300, capture_output=True, text=True,
+        )  # fmt: skip
+    finally:
+        os.close(stdin)
+        os.close(open_end)
 
 
 def free_ports(count: int) -> int:

@@ -64,7 +64,7 @@ def generate_main(argv: Sequence[str] | None = None) -> None:
         if not ranks.leads:
             args.save_image = None
         image, regions, texts = _check_inputs(args)
-    ranks.require_same("picture", [image.size, crc32(image.tobytes())])
+    ranks.require_same("picture", lambda: [image.size, crc32(image.tobytes())])
     ranks.require_same("mask", texts)
     model, processor, loading = load_model(args.model, ranks, **vision_options(args))
     from .generation import stream_generate

@@ -72,8 +72,13 @@ class Ranks:
             raise ValueError(f"Process {failed[0]}: {told[failed[0]]}")
 
     def require_same(self, what: str, value: Any) -> None:
-        """Raises ValueError as `agree` does where a process has another value (JSON) of `what`."""
-        values = self.gather(value)
+        """Raises ValueError as `agree` does where a process has another value (JSON) of `what`.
+
+        value: of this process, or a function that gives it and is not called where it is alone.
+        """
+        if self.count == 1:
+            return
+        values = self.gather(value() if callable(value) else value)
         with self.agree():
             for rank, other in enumerate(values):
                 if other != values[0]:

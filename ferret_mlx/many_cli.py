@@ -32,7 +32,7 @@ def answer_file(args: argparse.Namespace, ranks: Ranks) -> None:
         image = open_image(args.image)
         questions = read_questions(args.questions, args.prompt, image.size, args.stroke_width)
         texts = _check(questions, image.size, args.model)
-    ranks.require_same("picture", [image.size, crc32(image.tobytes())])
+    ranks.require_same("picture", lambda: [image.size, crc32(image.tobytes())])
     ranks.require_same("list of questions", [[q.prompt for q in questions], texts])
     model, processor, loading = load_model(args.model, ranks, **vision_options(args))
     from .session import Session

@@ -50,3 +50,14 @@ def test_a_process_alone_hears_itself():
     ranks = Ranks()
     assert ranks.leads and ranks.count == 1
     assert ranks.gather({"a": "é"}) == [{"a": "é"}]
+
+
+def test_two_processes_refuse_once(evaluation, tmp_path):
+    data = evaluation / "pope" / "coco_pope_random.json"
+    ended = launch(
+        "-m", "ferret_mlx.evaluate", "pope", "--data", data, "--images", tmp_path, "--output",
+        tmp_path / "out",
+    )  # fmt: skip
+    assert ended.stdout == ""
+    assert ended.stderr.count("There is no picture") == ended.stderr.count("error:") == 1
+    assert not (tmp_path / "out").exists()

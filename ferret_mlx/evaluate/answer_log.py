@@ -41,13 +41,14 @@ class AnswerLog:
             "benchmark": benchmark.name, "options": benchmark.options,
             "data": benchmark.digest(), **settings,
         }  # fmt: skip
-        folder.mkdir(parents=True, exist_ok=True)
-        self._check_settings(folder / RUN_FILE)
         self.answers: dict[str, dict[str, Any]] = {}
-        for path in self._own_files():
-            drop_cut_line(path)
-            if path.exists():
-                self.answers |= read_log(path, benchmark)
+        with ranks.agree():
+            folder.mkdir(parents=True, exist_ok=True)
+            self._check_settings(folder / RUN_FILE)
+            for path in self._own_files():
+                drop_cut_line(path)
+                if path.exists():
+                    self.answers |= read_log(path, benchmark)
         self._share()
 
     def append(self, key: str, text: str, **facts: Any) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..arguments import number
 from ..distribution import Ranks
 from ..errors import ArgumentParser, run_command
-from ..terminal import load_model, report, report_loaded
+from ..terminal import join_ranks, load_model, report, report_loaded
 from .answer_log import ANSWER_FILE, AnswerLog, read_log, read_settings
 from .benchmark import Benchmark, Item, check_complete
 from .ferret_bench import FerretBench
@@ -38,17 +38,19 @@ NAMES = ("refcoco", "flickr", "lvis", "pope", "point-grid", "ferret-bench", "lla
 def evaluate_main(argv: Sequence[str] | None = None) -> None:
     """Ask, keep the answers, score them."""
     args = _parser().parse_args(argv)
-    benchmark = open_benchmark(args)
-    if args.save_images and args.images is None:
-        raise ValueError("--save-images needs --images, the folder of the pictures.")
-    items = benchmark.items[: args.limit]
+    ranks = join_ranks()
+    with ranks.agree():
+        benchmark = open_benchmark(args)
+        if args.save_images and args.images is None:
+            raise ValueError("--save-images needs --images, the folder of the pictures.")
+        items = benchmark.items[: args.limit]
+        settings = {} if args.score_only else _settings(args, items)
     if args.score_only:
-        texts, facts = _read(args, benchmark)
+        texts, facts = _read(args, benchmark) if ranks.leads else ({}, {})
     else:
-        ranks = Ranks()
-        texts, facts = _ask(args, benchmark, items, ranks)
-        if not ranks.leads:
-            return
+        texts, facts = _ask(args, benchmark, items, settings, ranks)
+    if not ranks.leads:
+        return
     check_complete(items, texts)
     verdicts = [benchmark.verdict(item, texts[item.key]) for item in items]
     figures = benchmark.figures(verdicts)
@@ -106,30 +108,37 @@ def _is_log(path: Path) -> bool:
         return file.readline().startswith('{"key":')
 
 
-def _ask(
-    args: argparse.Namespace, benchmark: Benchmark, items: Sequence[Item], ranks: Ranks
-) -> tuple[dict[str, str], dict[str, Any]]:
-    """All answers, those of an earlier start included, and what they were made with."""
+def _settings(args: argparse.Namespace, items: Sequence[Item]) -> dict[str, Any]:
+    """What the answers depend on. Raises ValueError, FileNotFoundError before any work."""
     from ..config import FerretConfig
     from ..hub import bundled_model, find_folder
 
-    images = args.images
-    if images is None:
+    if args.images is None:
         raise ValueError("--images is missing; name the folder of the pictures.")
-    check_pictures(items, images)
+    check_pictures(items, args.images)
     folder = find_folder(args.model or bundled_model(), "--model", weights=False)
-    quantization = FerretConfig.from_folder(str(folder)).quantization
-    model = args.model or "ferret-tiny"
-    settings = {
-        "model": model, "quantization": quantization, "seed": args.seed,
+    return {
+        "model": args.model or "ferret-tiny",
+        "quantization": FerretConfig.from_folder(str(folder)).quantization,
+        "seed": args.seed,
         "max_tokens": args.max_tokens,
-    }  # fmt: skip
+    }
+
+
+def _ask(
+    args: argparse.Namespace,
+    benchmark: Benchmark,
+    items: Sequence[Item],
+    settings: dict[str, Any],
+    ranks: Ranks,
+) -> tuple[dict[str, str], dict[str, Any]]:
+    """All answers, those of an earlier start included, and what they were made with."""
+    images = args.images
     log = AnswerLog(args.output, benchmark, settings, ranks)
 
     def loaded() -> tuple[Model, Processor]:
         model, processor, seconds = load_model(args.model)
-        if ranks.leads:
-            report_loaded(args.model, seconds)
+        report_loaded(args.model, seconds)
         return model, processor
 
     asking = Asking(args.batch, args.max_tokens, args.seed)

@@ -43,6 +43,12 @@ def test_one_malformed_bracket_loses_earlier_boxes():
         decode_boxes("a dog [1, 2, 3, 4]. a cat [5, x, 7, 8].", (640, 480))
 
 
+def test_a_number_of_hundreds_of_digits_is_malformed():
+    """It is no float; an answer that repeats a digit until it is cut must not end the scoring."""
+    with pytest.raises(ValueError, match="no float"):
+        decode_boxes(f"a dog [{'9' * 400}, 2, 3, 4].", (640, 480))
+
+
 def test_canvas_to_pixels_truncates_after_the_ratio():
     for width, expected in cases("resize_bbox").items():
         size = int(width), 1

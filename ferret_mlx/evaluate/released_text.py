@@ -39,8 +39,8 @@ def decode_boxes(text: str, size: tuple[int, int]) -> list[EntityBox]:
         size: (w, h) of the picture in pixels.
 
     Raises:
-        ValueError: a bracket holds anything but whole numbers, or fewer than four (where the
-            released script ends with an IndexError).
+        ValueError: a bracket holds anything but whole numbers, fewer than four, or one of hundreds
+            of digits (in both cases the released script ends with another error).
     """
     found = []
     entity, start = "", 0
@@ -52,7 +52,10 @@ def decode_boxes(text: str, size: tuple[int, int]) -> list[EntityBox]:
         numbers = [int(part) for part in text[start:here].split(",")]
         if len(numbers) < 4:
             raise ValueError(f"A bracket has {len(numbers)} numbers, a box has four.")
-        found.append(EntityBox(entity, to_pixels(numbers, size)))
+        try:
+            found.append(EntityBox(entity, to_pixels(numbers, size)))
+        except OverflowError as error:
+            raise ValueError(f"A number of a box is no float ({error}).") from None
         delimiter = _DELIMITER.search(text, bracket.end())
         start = delimiter.end() if delimiter else len(text)
     return found

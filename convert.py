@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Convert a released Ferret checkpoint to an MLX folder: python convert.py --help"""
 
 import sys

@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Ask a Ferret model about a picture: python generate.py --help"""
 
 import sys

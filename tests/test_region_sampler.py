@@ -121,15 +121,20 @@ def test_folded_maps_give_what_the_definition_gives(
 
 
 @pytest.mark.parametrize("by", ["grid", "points"])
-def test_folded_maps_at_full_size(monkeypatch, by):
+@pytest.mark.parametrize(("dtype", "limit"), [(mx.float32, 1e-5), (mx.float16, 5e-3)])
+def test_folded_maps_at_full_size(monkeypatch, by, dtype, limit):
     """1,024 channels: ever longer sums must not add up to more than the bound."""
     mx.random.seed(0)
     full = RegionSampler(1024, 64, (24, 24), SamplerConfig())
+    full.set_dtype(dtype)
     points = np.random.default_rng(0).random((1, 512, 2), dtype=np.float32)
     neighbors = [mx.array(near) for _, near in sampling_indices(points, full.config.stages)]
-    args = (mx.random.normal((1, 576, 1024)), mx.array(points), None, neighbors)
+    features = mx.random.normal((1, 576, 1024)).astype(dtype)
+    args = (features, mx.array(points), None, neighbors)
     monkeypatch.setattr(RegionSampler, "maps_the_grid", lambda self, regions: by == "grid")
-    assert relative(full(*args), straightforward(full, *args)) <= 1e-5
+    vectors, expected = full(*args), straightforward(full, *args)
+    assert vectors.dtype == expected.dtype == dtype
+    assert relative(vectors.astype(mx.float32), expected.astype(mx.float32)) <= limit
 
 
 @pytest.mark.parametrize("stage", [0, 1])

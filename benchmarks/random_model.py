@@ -11,6 +11,7 @@ from mlx.utils import tree_flatten
 from ferret_mlx.config import FerretConfig, read_config
 from ferret_mlx.model import Model
 from ferret_mlx.processor import Processor
+from ferret_mlx.source import RELEASED_TOWER_CONFIG
 from ferret_mlx.tokenizer import Tokenizer
 from ferret_mlx.vision import VisionTower
 
@@ -20,14 +21,7 @@ SIZES = {
     "7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "heads": 32},
     "13b": {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "heads": 40},
 }
-VISION = {
-    "hidden_size": 1024,
-    "intermediate_size": 4096,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 16,
-    "image_size": 336,
-    "patch_size": 14,
-}
+VISION = RELEASED_TOWER_CONFIG
 
 
 def random_model(

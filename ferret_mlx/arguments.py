@@ -87,6 +87,27 @@ def vision_options(args: argparse.Namespace) -> dict[str, Any]:
     return {"vision": args.vision, "coreml_compute_units": args.coreml_compute_units}
 
 
+def add_sampling_options(parser: argparse.ArgumentParser) -> None:
+    """The flags that `sampling_options` reads."""
+    add = parser.add_argument
+    add("--max-tokens", type=number(1, None, int), default=512, metavar="N",
+        help="longest answer, in tokens (default: %(default)s)")  # fmt: skip
+    add("--temp", type=number(0, None), default=0.0, metavar="T",
+        help="sampling temperature; 0 takes the likeliest token (default)")  # fmt: skip
+    add("--top-p", type=number(0, 1, above=True), default=1.0, metavar="P",
+        help="sample among the likeliest tokens of this total probability")  # fmt: skip
+    add("--seed", type=number(0, 2**63 - 1, int), default=0, metavar="S",
+        help="of the sampling and of the points drawn from each region (default: 0)")  # fmt: skip
+    add("--kv-bits", type=int, choices=(2, 4, 8), help="quantize the key-value cache")
+
+
+def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The options of `stream_generate` and `Session.ask`."""
+    return {
+        name: getattr(args, name) for name in ("max_tokens", "temp", "top_p", "seed", "kv_bits")
+    }
+
+
 def region_type(kind: str, form: str) -> Callable[[str], RegionFlag]:
     """An argparse type for one of the region flags."""
 

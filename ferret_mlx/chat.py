@@ -10,7 +10,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from .arguments import STROKE_WIDTH, join_negative, number, region_type
+from .arguments import (
+    STROKE_WIDTH,
+    add_sampling_options,
+    join_negative,
+    number,
+    region_type,
+    sampling_options,
+)
 from .errors import ArgumentParser, one_line, run_command
 from .terminal import join_ranks, load_model, report, report_loaded
 
@@ -171,10 +178,7 @@ def chat_main(argv: Sequence[str] | None = None) -> None:
 
     open_image(args.image)  # refused before the model is loaded
     model, processor, seconds = load_model(args.model)
-    options = {
-        name: getattr(args, name) for name in ("max_tokens", "temp", "top_p", "seed", "kv_bits")
-    }
-    chat = Chat(model, processor, args.stroke_width, options)
+    chat = Chat(model, processor, args.stroke_width, sampling_options(args))
     chat.image(args.image)
     report_loaded(args.model, seconds)
     at_terminal = sys.stdin.isatty()
@@ -228,15 +232,7 @@ def _parser() -> ArgumentParser:
     add("--model", metavar="PATH|HUB_ID", help="converted model (default: the small bundled one)")
     add("--stroke-width", type=number(1, None), default=STROKE_WIDTH, metavar="N",
         help="of all strokes, in pixels (default: %(default)g)")  # fmt: skip
-    add("--max-tokens", type=number(1, None, int), default=512, metavar="N",
-        help="longest answer, in tokens (default: %(default)s)")  # fmt: skip
-    add("--temp", type=number(0, None), default=0.0, metavar="T",
-        help="sampling temperature; 0 takes the likeliest token (default)")  # fmt: skip
-    add("--top-p", type=number(0, 1, above=True), default=1.0, metavar="P",
-        help="sample among the likeliest tokens of this total probability")  # fmt: skip
-    add("--seed", type=number(0, 2**63 - 1, int), default=0, metavar="S",
-        help="of the sampling and of the points drawn from each region (default: 0)")  # fmt: skip
-    add("--kv-bits", type=int, choices=(2, 4, 8), help="quantize the key-value cache")
+    add_sampling_options(parser)
     return parser
 
 

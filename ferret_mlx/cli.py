@@ -15,10 +15,12 @@ from zlib import crc32
 
 from .arguments import (
     STROKE_WIDTH,
+    add_sampling_options,
     add_vision_options,
     join_negative,
     number,
     region_type,
+    sampling_options,
     vision_options,
 )
 from .errors import INTERRUPTED, ArgumentParser, run_command
@@ -71,10 +73,8 @@ def generate_main(argv: Sequence[str] | None = None) -> None:
 
     start = time.perf_counter()
     chunks = stream_generate(
-        model, processor, image, args.prompt, regions,
-        max_tokens=args.max_tokens, temp=args.temp, top_p=args.top_p, seed=args.seed,
-        kv_bits=args.kv_bits,
-    )  # fmt: skip
+        model, processor, image, args.prompt, regions, **sampling_options(args)
+    )
     # Only now nothing can be refused any more: an error is a single line.
     report_loaded(args.model, loading)
     answer = _stream(chunks, start, echo=not args.json)
@@ -229,15 +229,7 @@ def _parser() -> ArgumentParser:
         "--stroke-width", type=number(1, None), default=STROKE_WIDTH, metavar="N",
         help="of all strokes, in pixels (default: %(default)g)",
     )  # fmt: skip
-    add("--max-tokens", type=number(1, None, int), default=512, metavar="N",
-        help="longest answer, in tokens (default: %(default)s)")  # fmt: skip
-    add("--temp", type=number(0, None), default=0.0, metavar="T",
-        help="sampling temperature; 0 takes the likeliest token (default)")  # fmt: skip
-    add("--top-p", type=number(0, 1, above=True), default=1.0, metavar="P",
-        help="sample among the likeliest tokens of this total probability")  # fmt: skip
-    add("--seed", type=number(0, 2**63 - 1, int), default=0, metavar="S",
-        help="of the sampling and of the points drawn from each region (default: 0)")  # fmt: skip
-    add("--kv-bits", type=int, choices=(2, 4, 8), help="quantize the key-value cache")
+    add_sampling_options(parser)
     add("--save-image", metavar="OUT.png", help="write the picture with boxes and regions drawn in")
     add("--json", action="store_true", help="print one JSON object instead of the bare text")
     add("--verbose", action="store_true", help="print timings")

@@ -24,7 +24,7 @@ _QUANTIZATION = ("quantization", "quantization_config")
 _TOWER_INSIDE = ("model.vision_tower.", "vision_tower.")
 # The tower of the released models, for checkpoints that hold its weights but not its config.
 _RELEASED_TOWER = "openai/clip-vit-large-patch14-336"
-_RELEASED_TOWER_CONFIG = {
+RELEASED_TOWER_CONFIG = {
     "model_type": "clip_vision_model",
     "hidden_size": 1024,
     "intermediate_size": 4096,
@@ -210,7 +210,7 @@ def _entries_of_inside_tower(values: dict[str, Any]) -> dict[str, Any]:
     named = values.get("mm_vision_tower")
     if named == _RELEASED_TOWER:
         return {
-            "vision_config": dict(_RELEASED_TOWER_CONFIG),
+            "vision_config": dict(RELEASED_TOWER_CONFIG),
             "image_mean": list(CLIP_MEAN),
             "image_std": list(CLIP_STD),
         }

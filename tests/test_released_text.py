@@ -37,6 +37,12 @@ def test_a_bracket_of_two_numbers_is_malformed():
         decode_boxes("a dog [1, 2, 3, 4]. a cat [5, 6].", (640, 480))
 
 
+def test_an_endless_number_is_malformed():
+    """A model that repeats one digit must not end the evaluation of all other answers."""
+    with pytest.raises(ValueError, match="hundreds of digits"):
+        decode_boxes(f"a dog [{'9' * 400}, 2, 3, 4].", (640, 480))
+
+
 def test_one_malformed_bracket_loses_earlier_boxes():
     """``parse_boxes`` keeps them; a score with it would not be comparable."""
     with pytest.raises(ValueError):

@@ -39,8 +39,8 @@ def decode_boxes(text: str, size: tuple[int, int]) -> list[EntityBox]:
         size: (w, h) of the picture in pixels.
 
     Raises:
-        ValueError: a bracket holds anything but whole numbers, or fewer than four (where the
-            released script ends with an IndexError).
+        ValueError: a bracket holds anything but whole numbers, fewer than four, or one of hundreds
+            of digits (where the released script ends with an IndexError or an OverflowError).
     """
     found = []
     entity, start = "", 0
@@ -59,11 +59,17 @@ def decode_boxes(text: str, size: tuple[int, int]) -> list[EntityBox]:
 
 
 def to_pixels(numbers: list[int], size: tuple[int, int]) -> PixelBox:
-    """The first four numbers from the prompt's canvas to pixels, truncated and not clipped."""
+    """The first four numbers from the prompt's canvas to pixels, truncated and not clipped.
+
+    Raises ValueError for a number that no float can hold.
+    """
     # The ratio first, as released: int(200 * (145 / 1000)) is 28, not 29.
     across, down = (extent / CANVAS for extent in size)
     x1, y1, x2, y2 = numbers[:4]
-    return int(x1 * across), int(y1 * down), int(x2 * across), int(y2 * down)
+    try:
+        return int(x1 * across), int(y1 * down), int(x2 * across), int(y2 * down)
+    except OverflowError:
+        raise ValueError("A bracket has a number of hundreds of digits.") from None
 
 
 def normalise_phrase(phrase: str) -> str:

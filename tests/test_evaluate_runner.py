@@ -265,6 +265,32 @@ def test_answers_of_other_questions_are_not_taken_over(refcoco, tmp_path, capsys
     assert "holds answers of another run: data was" in line
 
 
+def test_answers_of_an_unknown_run_are_not_taken_over(refcoco, answered, capsys):
+    """They may come from another model; the new settings were written beside them."""
+    line = fails(capsys, *refcoco, "--output", answered.parent)
+    assert "holds answers of an unknown run" in line
+    assert not (answered.parent / "run.json").exists()
+
+
+def test_other_data_is_not_scored_with_the_answers_of_a_run(evaluation, tmp_path, capsys):
+    """POPE counts its questions from 1 in every file: the ids fit, the answers do not."""
+    folder = evaluation / "pope"
+    words = ["pope", "--output", tmp_path, "--limit", 2]
+    random = ["--data", folder / "coco_pope_random.json"]
+    run(*words, *random, "--images", folder / "images", "--max-tokens", 2)
+    other = ["--data", folder / "coco_pope_adversarial.json", "--score-only"]
+    line = fails(capsys, *words, *other)
+    assert "holds answers of another run: data was" in line and "give the data" in line
+    (tmp_path / "run.json").write_text("5")
+    assert "benchmark was 5" in fails(capsys, *words, *random, "--score-only")
+
+
+def test_answers_that_are_no_text_are_refused_with_their_place(refcoco, answered, capsys):
+    answered.write_bytes(b"\xff\xfe")
+    words = [*refcoco, "--output", answered.parent, "--score-only"]
+    assert f"{answered.parent} holds 0 files of answers" in fails(capsys, *words)
+
+
 def test_another_mask_is_another_question(evaluation, tmp_path):
     line = json.loads((evaluation / "lvis" / "lvis_eval.jsonl").read_text().splitlines()[0])
     digests = set()

@@ -97,15 +97,15 @@ def _read(args: argparse.Namespace, benchmark: Benchmark) -> tuple[dict[str, str
     own = path / ANSWER_FILE if path.is_dir() else path
     if own.name == ANSWER_FILE and own.is_file() and _is_log(own):
         texts = {key: line["text"] for key, line in read_log(own, benchmark).items()}
-        return texts, read_settings(own.parent)
+        return texts, read_settings(own.parent, benchmark)
     if not path.exists():
         raise FileNotFoundError(f"There are no answers at {path}; name them with --answers.")
     return benchmark.read_answers(path), {}
 
 
 def _is_log(path: Path) -> bool:
-    with path.open(encoding="utf-8") as file:
-        return file.readline().startswith('{"key":')
+    with path.open("rb") as file:
+        return file.readline().startswith(b'{"key":')
 
 
 def _settings(args: argparse.Namespace, items: Sequence[Item]) -> dict[str, Any]:

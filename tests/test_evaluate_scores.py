@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -163,6 +164,15 @@ def test_flickr_refuses_another_entities_folder(evaluation, tmp_path):
         Flickr(data, folder)
 
 
+def test_flickr_names_an_entities_file_that_is_no_text(evaluation, tmp_path):
+    folder = shutil.copytree(evaluation / "flickr" / "flickr30k", tmp_path / "flickr30k")
+    data = evaluation / "flickr" / "final_flickr_mergedGT_test.json"
+    for path in (folder / "Sentences" / "930012.txt", folder / "test.txt"):
+        path.write_bytes(b"\xff" + path.read_bytes())
+        with pytest.raises(ValueError, match=f"{path.name} is not text"):
+            Flickr(data, folder)
+
+
 def test_flickr_refuses_missing_answers(evaluation, tmp_path):
     """The released script leaves one out of the score, and ends with status 0 for more."""
     shutil.copy(evaluation / FLICKR_ANSWERS / "0_of_2.jsonl", tmp_path)
@@ -250,6 +260,12 @@ def test_ferret_bench_summary(evaluation):
     fewer = benchmark.review_figures(reviews, ignore=[2])
     printed = released["summary_ignoring_question_id_2"]["stdout"]
     assert {f"{category} {fewer[category]}" for category in CATEGORIES} <= set(printed)
+
+
+def test_ferret_bench_of_the_current_folder(evaluation, monkeypatch):
+    """The folder above "." is not "."."""
+    monkeypatch.chdir(evaluation / "ferret_bench" / "ground_conv")
+    assert FerretBench(Path()).categories() == ["ground_conv"]
 
 
 def test_judge_replies_are_read_as_released(evaluation):

@@ -21,6 +21,14 @@ class Line(NamedTuple):
     record: dict[str, Any]
 
 
+def read_text(path: Path) -> str:
+    """A whole text file. Raises FileNotFoundError, or ValueError when it is not UTF-8."""
+    try:
+        return _existing(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not text ({error}); copy the file again.") from None
+
+
 def read_json(path: Path) -> Any:
     """A whole JSON file. Raises FileNotFoundError, or ValueError when it is not JSON."""
     try:

@@ -191,6 +191,13 @@ def test_lvis(evaluation, form):
         assert bool(verdict.hits) == item["correct"]
 
 
+def test_lvis_refuses_answers_about_another_form(evaluation):
+    """All three have the same ids: the points' accuracy would be told as that of the boxes."""
+    folder = evaluation / "lvis"
+    with pytest.raises(ValueError, match=r"line 1 answers '.*', but .*line 1 asks .*options"):
+        score(LVIS(folder / "lvis_eval.jsonl", "box"), folder / "answers" / "point")
+
+
 @pytest.mark.parametrize("split", ("random", "popular", "adversarial"))
 def test_pope(evaluation, split):
     folder, name = evaluation / "pope", f"coco_pope_{split}"

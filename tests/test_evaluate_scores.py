@@ -229,6 +229,17 @@ def test_pope_reports_zero_where_nothing_can_be_divided(evaluation, tmp_path):
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("present", (True, False))
+def test_pope_reports_zero_without_a_hit(evaluation, present):
+    """Every answer wrong: precision and recall are 0, and with no object recall is 0 / 0."""
+    benchmark = POPE(evaluation / "pope" / "coco_pope_random.json")
+    items = [item for item in benchmark.items if present or not item.record["yes"]]
+    said = ["no." if item.record["yes"] else "yes." for item in items]
+    figures = benchmark.figures([benchmark.verdict(i, t) for i, t in zip(items, said, strict=True)])
+    assert [figures[n] for n in ("Accuracy", "Precision", "Recall", "F1 score")] == [0, 0, 0, 0]
+    assert figures["Yes ratio"] == said.count("yes.") / len(said)
+
+
 def test_pope_refuses_answers_to_other_questions(evaluation):
     folder = evaluation / "pope"
     benchmark = POPE(folder / "coco_pope_popular.json")

@@ -151,6 +151,20 @@ def test_score_only_of_a_file_and_of_a_limit(refcoco, evaluation, tmp_path):
     assert results(tmp_path / "b")["figures"]["refcoco @1"] == sum(hits) / 4
 
 
+def test_the_worst_of_an_earlier_start_go(refcoco, evaluation, tmp_path):
+    """With other answers the same rank stood there twice."""
+    answers = evaluation / "refexp" / "answers" / "finetune_refcoco_val"
+    words = [*refcoco, "--score-only", "--answers", answers, "--output", tmp_path]
+    own = tmp_path / "worst" / "notes.png"
+    own.parent.mkdir()
+    own.write_bytes(b"")
+    drawn = []
+    for limit in (1, 8):
+        run(*words, "--limit", limit, "--save-images", 1)
+        drawn.append(sorted(path.name for path in own.parent.iterdir()))
+    assert drawn == [["001-3.png", own.name], ["001-7.png", own.name]]
+
+
 def test_scoring_twice_in_the_folder_of_the_answers(evaluation, tmp_path):
     answers = shutil.copytree(evaluation / "point_cls" / "answers", tmp_path / "answers")
     words = ["point-grid", "--data", evaluation / "point_cls" / "picture.png", "--score-only"]

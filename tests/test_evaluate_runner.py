@@ -14,13 +14,13 @@ import pytest
 
 from ferret_mlx.distribution import Ranks
 from ferret_mlx.evaluate.answer_log import ANSWER_FILE, AnswerLog
-from ferret_mlx.evaluate.cli import evaluate_main
 from ferret_mlx.evaluate.ferret_bench import FerretBench
 from ferret_mlx.evaluate.flickr import Flickr
 from ferret_mlx.evaluate.lvis import LVIS
 from ferret_mlx.evaluate.point_grid import PointGrid
 from ferret_mlx.evaluate.runner import Asking, answer_items, by_picture
 from ferret_mlx.processor import Processor
+from tests.evaluating import fails, results, run
 
 
 @pytest.fixture(scope="module")
@@ -48,24 +48,6 @@ def refcoco(evaluation):
     folder = evaluation / "refexp"
     data = folder / "finetune_refcoco_val.json"
     return ["refcoco", "--data", str(data), "--images", str(folder / "images")]
-
-
-def run(*words):
-    evaluate_main([str(word) for word in words])
-
-
-def fails(capsys, *words):
-    """The one line of a command that ends with exit status 2."""
-    with pytest.raises(SystemExit) as stopped:
-        run(*words)
-    assert stopped.value.code == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
-    assert len(lines) == 1
-    return lines[0]
-
-
-def results(folder):
-    return json.loads((folder / "results.json").read_text())
 
 
 def test_a_batch_answers_as_one_by_one(asked, evaluation, tmp_path):
@@ -171,56 +153,6 @@ def test_scoring_twice_in_the_folder_of_the_answers(evaluation, tmp_path):
     for _ in range(2):
         run(*words, "--output", answers)
     assert results(answers)["figures"]["points"] == 100
-
-
-def test_reviews_are_summarised(evaluation, tmp_path):
-    folder = evaluation / "ferret_bench"
-    run(
-        "ferret-bench", "--data", folder, "--score-only", "--answers", folder / "ferret_answers",
-        "--reviews", folder / "reviews", "--output", tmp_path,
-    )  # fmt: skip
-    figures = results(tmp_path)["figures"]
-    assert [figures[c] for c in ("refer_desc", "refer_reason", "ground_conv")] == [75, 50, 68.8]
-    assert figures["average"] == 64.6
-
-
-@pytest.fixture
-def reviewed(evaluation):
-    folder = evaluation / "ferret_bench"
-    return [
-        "ferret-bench", "--data", folder, "--score-only", "--answers", folder / "ferret_answers",
-        "--reviews", folder / "reviews",
-    ]  # fmt: skip
-
-
-def test_a_limit_leaves_out_the_reviews_of_the_rest(reviewed, evaluation, tmp_path, capsys):
-    run(*reviewed, "--output", tmp_path, "--limit", 1)
-    (line, *_) = (evaluation / "ferret_bench" / "reviews" / "review_refer_desc.jsonl").open()
-    reference, answer = json.loads(line)["tuple"]
-    figures = results(tmp_path)["figures"]
-    assert list(figures)[:3] == ["answers", "refer_desc", "average"]
-    assert figures["refer_desc"] == round(answer / reference * 100, 1)
-    assert "note" not in capsys.readouterr().err
-
-
-def test_missing_reviews_are_told(reviewed, evaluation, tmp_path, capsys):
-    reviews = shutil.copytree(evaluation / "ferret_bench" / "reviews", tmp_path / "reviews")
-    (reviews / "review_ground_conv.jsonl").unlink()
-    count = sum(len(path.read_text().splitlines()) for path in reviews.iterdir())
-    words = [*reviewed[:-1], reviews, "--output", tmp_path / "out"]
-    run(*words)
-    total = results(tmp_path / "out")["items"]
-    assert f"the scores are of the {count} of {total} answers" in capsys.readouterr().err
-    shutil.rmtree(reviews)
-    assert f"{reviews} holds no reviews of these answers" in fails(capsys, *words)
-
-
-def test_reviews_of_other_answers_are_not_summarised(reviewed, evaluation, tmp_path, capsys):
-    reviews = shutil.copytree(evaluation / "ferret_bench" / "reviews", tmp_path / "reviews")
-    path = reviews / "review_refer_reason.jsonl"
-    path.write_text(path.read_text().replace("it leans", "it falls"))
-    line = fails(capsys, *reviewed[:-1], reviews, "--output", tmp_path / "out")
-    assert f"{path} reviews another answer to question 0" in line
 
 
 def test_answers_are_not_ignored_without_score_only(refcoco, evaluation, tmp_path, capsys):

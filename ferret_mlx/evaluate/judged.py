@@ -94,7 +94,8 @@ class Judged(Benchmark):
                 if row.get("answer2", tidy) != tidy:
                     raise ValueError(
                         f"{folder / f'review_{category}.jsonl'} reviews another answer to question "
-                        f"{row['question_id']}; give another --output."
+                        f"{row['question_id']}; give the answers that it is about, or another "
+                        "--output."
                     )
                 reviews.setdefault(category, []).append(row)
         return reviews

@@ -71,6 +71,14 @@ def convert_all(source: str, base: str | None, work: Path, names: list[str]) -> 
             convert(source, folder_of(work, name), base, **CONVERSIONS[name])
 
 
+def check_source(work: Path, source: dict[str, str | None]) -> None:
+    """Models and answers that are kept in `work` must come from the same checkpoint."""
+    path = work / "source.json"
+    if path.exists() and (before := json.loads(path.read_text())) != source:
+        raise SystemExit(f"{work} is about {before}, not {source}; give another --work.")
+    path.write_text(json.dumps(source))
+
+
 def folder_of(work: Path, name: str) -> Path:
     return work / name.replace(", ", "-").replace(" ", "-")
 
@@ -225,6 +233,7 @@ def main() -> None:
     args = parse_args()
     names = [FLOAT, *(args.recipe or [name for name in CONVERSIONS if name != FLOAT])]
     args.work.mkdir(parents=True, exist_ok=True)
+    check_source(args.work, {"hf_path": args.hf_path, "base_path": args.base_path})
     convert_all(args.hf_path, args.base_path, args.work, names)
     parameters = count_parameters(folder_of(args.work, FLOAT))
     benchmark = RefCOCO(args.refcoco) if args.refcoco else None

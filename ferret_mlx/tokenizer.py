@@ -65,7 +65,15 @@ class Tokenizer:
         its own, with a leading space of its own. White space next to an added token is dropped,
         so that ``] <region_fea>?`` becomes "]", the region token and " ?"; next to ``<s>``,
         ``</s>`` and ``<unk>`` it stays, as in transformers 4.33.
+
+        Raises ValueError for half a character, as words that are not UTF-8 have on a command line.
         """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"The text holds {text[error.start]!r}, which is no character; write it in UTF-8."
+            ) from None
         ids = [self.bos_token_id] if add_special_tokens else []
         # With one capturing group, the odd entries are the special tokens.
         parts = self._split(text)

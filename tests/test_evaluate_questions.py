@@ -187,6 +187,29 @@ def test_an_empty_mask_is_an_error(evaluation, tmp_path):
         benchmark.question(benchmark.items[0], (1, 1))
 
 
+def test_a_point_far_outside_is_an_error(evaluation, tmp_path):
+    """Left of the picture the window's end was negative, and most of the picture inside."""
+    line = json.loads((evaluation / "lvis" / "lvis_eval.jsonl").read_text().splitlines()[0])
+    data = tmp_path / "lvis.jsonl"
+    for x in (-20, line["width"] + 20):
+        data.write_text(json.dumps(line | {"sample_point": [x, 2]}))
+        benchmark = LVIS(data, "point")
+        with pytest.raises(ValueError, match="mask is empty"):
+            benchmark.question(benchmark.items[0], (1, 1))
+
+
+@pytest.mark.parametrize(
+    "value", (float("inf"), float("nan"), 10**400), ids=("infinity", "nan", "huge")
+)
+def test_a_number_that_is_no_pixel_is_an_error(evaluation, tmp_path, value):
+    """It ended in a traceback while asking, or with a wrong score."""
+    line = json.loads((evaluation / "lvis" / "lvis_eval.jsonl").read_text().splitlines()[0])
+    data = tmp_path / "lvis.jsonl"
+    data.write_text(json.dumps(line | {"sample_point": [value, 2]}))
+    with pytest.raises(ValueError, match="line 1: 'sample_point' is .*, expected 2 numbers"):
+        LVIS(data, "point")
+
+
 def test_a_benchmark_prompt_takes_its_region_vector(parity_model, parity, evaluation):
     """Text and mask of the data reach the model: another mask gives another vector."""
     from ferret_mlx.processor import Processor

@@ -14,13 +14,13 @@ import pytest
 
 from ferret_mlx.distribution import Ranks
 from ferret_mlx.evaluate.answer_log import ANSWER_FILE, AnswerLog
-from ferret_mlx.evaluate.cli import evaluate_main
 from ferret_mlx.evaluate.ferret_bench import FerretBench
 from ferret_mlx.evaluate.flickr import Flickr
 from ferret_mlx.evaluate.lvis import LVIS
 from ferret_mlx.evaluate.point_grid import PointGrid
 from ferret_mlx.evaluate.runner import Asking, answer_items, by_picture
 from ferret_mlx.processor import Processor
+from tests.evaluating import fails, results, run
 
 
 @pytest.fixture(scope="module")
@@ -48,24 +48,6 @@ def refcoco(evaluation):
     folder = evaluation / "refexp"
     data = folder / "finetune_refcoco_val.json"
     return ["refcoco", "--data", str(data), "--images", str(folder / "images")]
-
-
-def run(*words):
-    evaluate_main([str(word) for word in words])
-
-
-def fails(capsys, *words):
-    """The one line of a command that ends with exit status 2."""
-    with pytest.raises(SystemExit) as stopped:
-        run(*words)
-    assert stopped.value.code == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
-    assert len(lines) == 1
-    return lines[0]
-
-
-def results(folder):
-    return json.loads((folder / "results.json").read_text())
 
 
 def test_a_batch_answers_as_one_by_one(asked, evaluation, tmp_path):
@@ -151,6 +133,20 @@ def test_score_only_of_a_file_and_of_a_limit(refcoco, evaluation, tmp_path):
     assert results(tmp_path / "b")["figures"]["refcoco @1"] == sum(hits) / 4
 
 
+def test_the_worst_of_an_earlier_start_go(refcoco, evaluation, tmp_path):
+    """With other answers the same rank stood there twice."""
+    answers = evaluation / "refexp" / "answers" / "finetune_refcoco_val"
+    words = [*refcoco, "--score-only", "--answers", answers, "--output", tmp_path]
+    own = tmp_path / "worst" / "notes.png"
+    own.parent.mkdir()
+    own.write_bytes(b"")
+    drawn = []
+    for limit in (1, 8):
+        run(*words, "--limit", limit, "--save-images", 1)
+        drawn.append(sorted(path.name for path in own.parent.iterdir()))
+    assert drawn == [["001-3.png", own.name], ["001-7.png", own.name]]
+
+
 def test_scoring_twice_in_the_folder_of_the_answers(evaluation, tmp_path):
     answers = shutil.copytree(evaluation / "point_cls" / "answers", tmp_path / "answers")
     words = ["point-grid", "--data", evaluation / "point_cls" / "picture.png", "--score-only"]
@@ -159,15 +155,10 @@ def test_scoring_twice_in_the_folder_of_the_answers(evaluation, tmp_path):
     assert results(answers)["figures"]["points"] == 100
 
 
-def test_reviews_are_summarised(evaluation, tmp_path):
-    folder = evaluation / "ferret_bench"
-    run(
-        "ferret-bench", "--data", folder, "--score-only", "--answers", folder / "ferret_answers",
-        "--reviews", folder / "reviews", "--output", tmp_path,
-    )  # fmt: skip
-    figures = results(tmp_path)["figures"]
-    assert [figures[c] for c in ("refer_desc", "refer_reason", "ground_conv")] == [75, 50, 68.8]
-    assert figures["average"] == 64.6
+def test_answers_are_not_ignored_without_score_only(refcoco, evaluation, tmp_path, capsys):
+    answers = evaluation / "refexp" / "answers" / "finetune_refcoco_val"
+    line = fails(capsys, *refcoco, "--output", tmp_path / "out", "--answers", answers)
+    assert "add --score-only" in line
 
 
 def test_a_killed_run_goes_on(refcoco, tmp_path):
@@ -263,6 +254,32 @@ def test_answers_of_other_questions_are_not_taken_over(refcoco, tmp_path, capsys
     data.write_text(Path(refcoco[2]).read_text().replace("tin robot", "tin rocket"))
     line = fails(capsys, words[0], "--data", data, *words[3:])
     assert "holds answers of another run: data was" in line
+
+
+def test_answers_of_an_unknown_run_are_not_taken_over(refcoco, answered, capsys):
+    """They may come from another model; the new settings were written beside them."""
+    line = fails(capsys, *refcoco, "--output", answered.parent)
+    assert "holds answers of an unknown run" in line
+    assert not (answered.parent / "run.json").exists()
+
+
+def test_other_data_is_not_scored_with_the_answers_of_a_run(evaluation, tmp_path, capsys):
+    """POPE counts its questions from 1 in every file: the ids fit, the answers do not."""
+    folder = evaluation / "pope"
+    words = ["pope", "--output", tmp_path, "--limit", 2]
+    random = ["--data", folder / "coco_pope_random.json"]
+    run(*words, *random, "--images", folder / "images", "--max-tokens", 2)
+    other = ["--data", folder / "coco_pope_adversarial.json", "--score-only"]
+    line = fails(capsys, *words, *other)
+    assert "holds answers of another run: data was" in line and "give the data" in line
+    (tmp_path / "run.json").write_text("5")
+    assert "benchmark was 5" in fails(capsys, *words, *random, "--score-only")
+
+
+def test_answers_that_are_no_text_are_refused_with_their_place(refcoco, answered, capsys):
+    answered.write_bytes(b"\xff\xfe")
+    words = [*refcoco, "--output", answered.parent, "--score-only"]
+    assert f"{answered.parent} holds 0 files of answers" in fails(capsys, *words)
 
 
 def test_another_mask_is_another_question(evaluation, tmp_path):

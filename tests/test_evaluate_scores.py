@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -163,6 +164,15 @@ def test_flickr_refuses_another_entities_folder(evaluation, tmp_path):
         Flickr(data, folder)
 
 
+def test_flickr_names_an_entities_file_that_is_no_text(evaluation, tmp_path):
+    folder = shutil.copytree(evaluation / "flickr" / "flickr30k", tmp_path / "flickr30k")
+    data = evaluation / "flickr" / "final_flickr_mergedGT_test.json"
+    for path in (folder / "Sentences" / "930012.txt", folder / "test.txt"):
+        path.write_bytes(b"\xff" + path.read_bytes())
+        with pytest.raises(ValueError, match=f"{path.name} is not text"):
+            Flickr(data, folder)
+
+
 def test_flickr_refuses_missing_answers(evaluation, tmp_path):
     """The released script leaves one out of the score, and ends with status 0 for more."""
     shutil.copy(evaluation / FLICKR_ANSWERS / "0_of_2.jsonl", tmp_path)
@@ -179,6 +189,13 @@ def test_lvis(evaluation, form):
     for verdict, item in zip(verdicts, released["per_item"], strict=True):
         assert verdict.details["kept"] == item["after_not_removal"]
         assert bool(verdict.hits) == item["correct"]
+
+
+def test_lvis_refuses_answers_about_another_form(evaluation):
+    """All three have the same ids: the points' accuracy would be told as that of the boxes."""
+    folder = evaluation / "lvis"
+    with pytest.raises(ValueError, match=r"line 1 answers '.*', but .*line 1 asks .*options"):
+        score(LVIS(folder / "lvis_eval.jsonl", "box"), folder / "answers" / "point")
 
 
 @pytest.mark.parametrize("split", ("random", "popular", "adversarial"))
@@ -210,6 +227,17 @@ def test_pope_reports_zero_where_nothing_can_be_divided(evaluation, tmp_path):
     assert figures == {
         "Accuracy": right, "Precision": 0, "Recall": 0, "F1 score": 0, "Yes ratio": 0,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("present", (True, False))
+def test_pope_reports_zero_without_a_hit(evaluation, present):
+    """Every answer wrong: precision and recall are 0, and with no object recall is 0 / 0."""
+    benchmark = POPE(evaluation / "pope" / "coco_pope_random.json")
+    items = [item for item in benchmark.items if present or not item.record["yes"]]
+    said = ["no." if item.record["yes"] else "yes." for item in items]
+    figures = benchmark.figures([benchmark.verdict(i, t) for i, t in zip(items, said, strict=True)])
+    assert [figures[n] for n in ("Accuracy", "Precision", "Recall", "F1 score")] == [0, 0, 0, 0]
+    assert figures["Yes ratio"] == said.count("yes.") / len(said)
 
 
 def test_pope_refuses_answers_to_other_questions(evaluation):
@@ -250,6 +278,12 @@ def test_ferret_bench_summary(evaluation):
     fewer = benchmark.review_figures(reviews, ignore=[2])
     printed = released["summary_ignoring_question_id_2"]["stdout"]
     assert {f"{category} {fewer[category]}" for category in CATEGORIES} <= set(printed)
+
+
+def test_ferret_bench_of_the_current_folder(evaluation, monkeypatch):
+    """The folder above "." is not "."."""
+    monkeypatch.chdir(evaluation / "ferret_bench" / "ground_conv")
+    assert FerretBench(Path()).categories() == ["ground_conv"]
 
 
 def test_judge_replies_are_read_as_released(evaluation):

@@ -140,6 +140,18 @@ def test_an_unreachable_judge_is_one_line(judge, words, capsys):
     assert url in line and "gave no reply" in line
 
 
+@pytest.mark.parametrize("url", ("http://localhost:port/v1", "http://[::1"))
+def test_an_address_that_is_none_is_one_line(words, capsys, url):
+    line = fails(capsys, [*words, "--judge-url", url])
+    assert f"--judge-url {url} is not an address" in line
+
+
+def test_a_reply_that_cannot_be_asked_for_names_the_judge(words, monkeypatch, capsys):
+    monkeypatch.setenv("OPENAI_API_KEY", "kéy")  # no header can hold it
+    line = fails(capsys, [*words, "--judge-url", "http://127.0.0.1:9/v1"])
+    assert "The judge gpt-4-0314 at http://127.0.0.1:9/v1 gave no reply" in line
+
+
 def test_reviews_of_two_judges_are_not_mixed(judge, words, replies, capsys):
     server = judge(replies)
     evaluate_main([*words, "--judge-url", server.url])
@@ -159,3 +171,14 @@ def test_reviews_of_other_answers_are_refused(judge, words, replies, evaluation,
 def test_openai_without_a_key_is_one_line(words, monkeypatch, capsys):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     assert "OPENAI_API_KEY is not set" in fails(capsys, words)
+
+
+def test_a_missing_key_is_told_before_anything_is_asked(evaluation, tmp_path, monkeypatch, capsys):
+    """Not after hours of answers."""
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    folder = evaluation / "ferret_bench"
+    words = ["--images", str(folder / "images"), "--limit", "1", "--max-tokens", "1"]
+    words += ["--output", str(tmp_path / "out"), "--judge-model", "gpt-4-0314"]
+    line = fails(capsys, ["ferret-bench", "--data", str(folder), *words])
+    assert "OPENAI_API_KEY is not set" in line
+    assert not (tmp_path / "out").exists()

@@ -115,3 +115,8 @@ def test_the_command_measures_resumes_and_plots(tmp_path, monkeypatch, capsys, e
     quantization.main()
     assert capsys.readouterr().out == first
     assert asked == [len(json.loads(lines[1])["records"])]
+
+    # Conversions of another checkpoint would be taken for this one's.
+    monkeypatch.setattr(sys, "argv", [*map(str, words), "--hf-path", str(tmp_path)])
+    with pytest.raises(SystemExit, match="give another --work"):
+        quantization.main()

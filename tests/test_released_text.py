@@ -37,16 +37,16 @@ def test_a_bracket_of_two_numbers_is_malformed():
         decode_boxes("a dog [1, 2, 3, 4]. a cat [5, 6].", (640, 480))
 
 
+def test_an_endless_number_is_malformed():
+    """A model that repeats one digit must not end the evaluation of all other answers."""
+    with pytest.raises(ValueError, match="hundreds of digits"):
+        decode_boxes(f"a dog [{'9' * 400}, 2, 3, 4].", (640, 480))
+
+
 def test_one_malformed_bracket_loses_earlier_boxes():
     """``parse_boxes`` keeps them; a score with it would not be comparable."""
     with pytest.raises(ValueError):
         decode_boxes("a dog [1, 2, 3, 4]. a cat [5, x, 7, 8].", (640, 480))
-
-
-def test_a_number_of_hundreds_of_digits_is_malformed():
-    """It is no float; an answer that repeats a digit until it is cut must not end the scoring."""
-    with pytest.raises(ValueError, match="no float"):
-        decode_boxes(f"a dog [{'9' * 400}, 2, 3, 4].", (640, 480))
 
 
 def test_canvas_to_pixels_truncates_after_the_ratio():

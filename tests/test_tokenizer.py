@@ -40,6 +40,12 @@ def test_white_space_around_special_tokens(tokenizer, text):
     assert tokenizer.encode(text) == AROUND_SPECIAL_TOKENS[text]
 
 
+def test_half_a_character_is_an_error(tokenizer):
+    """sentencepiece ends with a RuntimeError about C++ types."""
+    with pytest.raises(ValueError, match=r"'\\udce9', which is no character"):
+        tokenizer.encode("caf\udce9")
+
+
 def test_special_ids(tokenizer):
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (1, 2)
     assert tokenizer.eos_token_ids == {2}

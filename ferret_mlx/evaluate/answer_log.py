@@ -30,17 +30,14 @@ class AnswerLog:
 
     A line that was cut by an interruption is dropped, and its item asked again.
 
-    Raises ValueError when the folder holds answers of a run with other settings, of other data,
-    or damaged ones; OSError when it cannot be written.
+    Raises ValueError when the folder holds answers of a run with other or unknown settings, of
+    other data, or damaged ones; OSError when it cannot be written.
     """
 
     def __init__(self, folder: Path, benchmark: Benchmark, settings: dict[str, Any], ranks: Ranks):
         self.folder, self.benchmark, self.ranks = folder, benchmark, ranks
         self.path = _rank_file(folder, ranks.rank)
-        self.settings = {
-            "benchmark": benchmark.name, "options": benchmark.options,
-            "data": benchmark.digest(), **settings,
-        }  # fmt: skip
+        self.settings = {**_asked(benchmark), **settings}
         self.answers: dict[str, dict[str, Any]] = {}
         with ranks.agree():
             folder.mkdir(parents=True, exist_ok=True)
@@ -85,18 +82,16 @@ class AnswerLog:
         return {key: line["text"] for key, line in self.answers.items()}
 
     def _check_settings(self, path: Path) -> None:
-        answered = any(path.parent.glob("answers*.jsonl"))
-        if not path.exists() or not answered:
+        logs = (path.parent / ANSWER_FILE, *path.parent.glob("answers-*.jsonl"))
+        if not any(log.exists() for log in logs):
             write_whole(path, json.dumps(self.settings, indent=2) + "\n")
-            return
-        known = read_json(path)
-        for name, value in self.settings.items():
-            if not isinstance(known, dict) or known.get(name) != value:
-                before = known.get(name) if isinstance(known, dict) else known
-                raise ValueError(
-                    f"{path.parent} holds answers of another run: {name} was "
-                    f"{json.dumps(before)}, now it is {json.dumps(value)}; give another --output."
-                )
+        elif path.exists():
+            _require_same(path, self.settings, "give another --output")
+        else:
+            raise ValueError(
+                f"{path.parent} holds answers of an unknown run, without {RUN_FILE}; "
+                "give another --output."
+            )
 
 
 def _rank_file(folder: Path, rank: int) -> Path:
@@ -118,11 +113,33 @@ def read_log(path: Path, benchmark: Benchmark) -> dict[str, dict[str, Any]]:
     return answers
 
 
-def read_settings(folder: Path) -> dict[str, Any]:
-    """What the answers of a run were made with, for its results; empty where it is not known."""
+def read_settings(folder: Path, benchmark: Benchmark) -> dict[str, Any]:
+    """What the answers of a run were made with, for its results; empty where it is not known.
+
+    Raises ValueError when they answer other questions than those of the benchmark.
+    """
     path = folder / RUN_FILE
-    known = read_json(path) if path.exists() else {}
+    if not path.exists():
+        return {}
+    known = _require_same(path, _asked(benchmark), "give the data and options of that run")
     return {name: known[name] for name in SETTINGS if name in known}
+
+
+def _asked(benchmark: Benchmark) -> dict[str, Any]:
+    return {"benchmark": benchmark.name, "options": benchmark.options, "data": benchmark.digest()}
+
+
+def _require_same(path: Path, settings: dict[str, Any], advice: str) -> dict[str, Any]:
+    """The content of a ``run.json`` with these settings among its own."""
+    known = read_json(path)
+    for name, value in settings.items():
+        if not isinstance(known, dict) or known.get(name) != value:
+            before = known.get(name) if isinstance(known, dict) else known
+            raise ValueError(
+                f"{path.parent} holds answers of another run: {name} was {json.dumps(before)}, "
+                f"now it is {json.dumps(value)}; {advice}."
+            )
+    return known
 
 
 def drop_cut_line(path: Path) -> None:

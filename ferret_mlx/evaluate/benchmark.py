@@ -138,7 +138,7 @@ class Benchmark(ABC):
 
     def match_answers(self, lines: Sequence[Line]) -> dict[str, str]:
         """Released lines, each by the key of its item. Raises ValueError."""
-        known = {item.key for item in self.items}
+        known = {item.key: item for item in self.items}
         answers: dict[str, str] = {}
         for line in lines:
             key = self.answer_key(line)
@@ -149,6 +149,13 @@ class Benchmark(ABC):
                 )
             if key in answers:
                 raise ValueError(f"{line.where} answers {key} a second time.")
+            # The text follows from the data alone; the picture's size is not known here.
+            asked = self.question(known[key], (1, 1)).released
+            if line.record.get("prompt") not in (None, "", asked):
+                raise ValueError(
+                    f"{line.where} answers {line.record['prompt']!r}, but {known[key].where} asks "
+                    f"{asked!r}; give the data and options that the answers belong to."
+                )
             answers[key] = take(line.record, self.answer_field, str, line.where)
         return answers
 

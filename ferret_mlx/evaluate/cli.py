@@ -43,8 +43,11 @@ def evaluate_main(argv: Sequence[str] | None = None) -> None:
         benchmark = open_benchmark(args)
         if args.save_images and args.images is None:
             raise ValueError("--save-images needs --images, the folder of the pictures.")
+        if args.answers and not args.score_only:
+            raise ValueError("--answers names answers to score; add --score-only.")
         items = benchmark.items[: args.limit]
         settings = {} if args.score_only else _settings(args, items)
+        judge = _judge(args) if isinstance(benchmark, Judged) and ranks.leads else None
     if args.score_only:
         texts, facts = _read(args, benchmark) if ranks.leads else ({}, {})
     else:
@@ -55,14 +58,9 @@ def evaluate_main(argv: Sequence[str] | None = None) -> None:
     verdicts = [benchmark.verdict(item, texts[item.key]) for item in items]
     figures = benchmark.figures(verdicts)
     if isinstance(benchmark, Judged):
-        reviews = args.reviews or args.output / "reviews"
-        if args.judge_model is not None:
-            judge = Judge(args.judge_model, args.judge_url, args.judge_retries)
-            review_answers(benchmark, items, texts, reviews, judge)
-            if judge.model != PUBLISHED_JUDGE:
-                report(f"note: published scores are by {PUBLISHED_JUDGE}; others differ.")
+        if judge is not None:
             facts["judge"] = judge.model
-        figures |= benchmark.review_figures(benchmark.read_reviews(reviews), args.ignore)
+        figures |= _review(args, benchmark, items, texts, judge)
     results = build_results(benchmark, verdicts, figures, facts)
     write_results(args.output, results, verdicts)
     print(table(results))
@@ -97,15 +95,15 @@ def _read(args: argparse.Namespace, benchmark: Benchmark) -> tuple[dict[str, str
     own = path / ANSWER_FILE if path.is_dir() else path
     if own.name == ANSWER_FILE and own.is_file() and _is_log(own):
         texts = {key: line["text"] for key, line in read_log(own, benchmark).items()}
-        return texts, read_settings(own.parent)
+        return texts, read_settings(own.parent, benchmark)
     if not path.exists():
         raise FileNotFoundError(f"There are no answers at {path}; name them with --answers.")
     return benchmark.read_answers(path), {}
 
 
 def _is_log(path: Path) -> bool:
-    with path.open(encoding="utf-8") as file:
-        return file.readline().startswith('{"key":')
+    with path.open("rb") as file:
+        return file.readline().startswith(b'{"key":')
 
 
 def _settings(args: argparse.Namespace, items: Sequence[Item]) -> dict[str, Any]:
@@ -155,6 +153,35 @@ def _ask(
     if ranks.leads:
         write_released(args.output, benchmark, texts, sizes)
     return texts, {**settings, "cut answers": cut}
+
+
+def _judge(args: argparse.Namespace) -> Judge | None:
+    """Raises ValueError before any work."""
+    if args.judge_model is None:
+        return None
+    return Judge(args.judge_model, args.judge_url, args.judge_retries)
+
+
+def _review(
+    args: argparse.Namespace,
+    benchmark: Judged,
+    items: Sequence[Item],
+    texts: dict[str, str],
+    judge: Judge | None,
+) -> dict[str, float]:
+    """Figures of the reviews of these items, those of an earlier start included."""
+    folder = args.reviews or args.output / "reviews"
+    if judge is not None:
+        review_answers(benchmark, items, texts, folder, judge)
+        if judge.model != PUBLISHED_JUDGE:
+            report(f"note: published scores are by {PUBLISHED_JUDGE}; others differ.")
+    reviews = benchmark.reviews_of(items, texts, folder)
+    count = sum(map(len, reviews.values()))
+    if args.reviews and not count:
+        raise ValueError(f"{folder} holds no reviews of these answers, review_CATEGORY.jsonl.")
+    if 0 < count < len(items):
+        report(f"note: the scores are of the {count} of {len(items)} answers that are reviewed.")
+    return benchmark.review_figures(reviews, args.ignore)
 
 
 def _parser() -> ArgumentParser:

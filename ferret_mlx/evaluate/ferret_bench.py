@@ -46,7 +46,7 @@ class FerretBench(Judged):
         self.options = {"region_feature": region_feature}
         alone = (data / FILES[0]).is_file()
         folders = [data] if alone else [data / name for name in FOLDERS]
-        rules = (data.parent if alone else data) / "rule.json"
+        rules = (data.absolute().parent if alone else data) / "rule.json"
         self.set_items(item for folder in folders for item in _items(folder, rules))
 
     def question(self, item: Item, size: Size) -> Question:

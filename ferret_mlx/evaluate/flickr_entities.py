@@ -9,6 +9,8 @@ from functools import lru_cache
 from pathlib import Path
 from xml.etree import ElementTree
 
+from .records import read_text
+
 Box = tuple[int, int, int, int]
 
 _PHRASE = re.compile(r"\[/EN#([^/\s]+)((?:/[^/\s]+)*)\s+([^\]]*)\]")
@@ -36,7 +38,7 @@ class FlickrEntities:
                 f"There is no {listed}; give the Flickr30k Entities folder with --entities."
             )
         self.folder, self.listed = folder, listed
-        self.pictures = set(listed.read_text(encoding="utf-8").split())
+        self.pictures = set(read_text(listed).split())
         self.boxes = lru_cache(64)(self._boxes)
         self.sentences = lru_cache(64)(self._sentences)
 
@@ -76,7 +78,7 @@ class FlickrEntities:
                 Phrase(" ".join(text.split()), entity, tuple(types.split("/")[1:]))
                 for entity, types, text in _PHRASE.findall(sentence)
             ]
-            for sentence in path.read_text(encoding="utf-8").split("\n")
+            for sentence in read_text(path).split("\n")
             if sentence
         ]
 

@@ -14,7 +14,7 @@ from .answer_log import drop_cut_line, write_whole
 from .benchmark import Item
 from .judged import Judged
 from .records import read_json
-from .review import SYSTEM, tidy_answer
+from .review import SYSTEM
 
 PUBLISHED_JUDGE = "gpt-4-0314"
 TEMPERATURE, MAX_TOKENS = 0.2, 1024
@@ -31,7 +31,8 @@ class Judge:
         retries: so often a request is repeated, after waits that grow from half a second to eight
             seconds, or as long as the server asks.
 
-    Raises ValueError when the client is not installed or has no key for OpenAI's server.
+    Raises ValueError when the client is not installed or has no key for OpenAI's server, or when
+    the server's address is none.
     """
 
     def __init__(self, model: str, url: str | None = None, retries: int = 10):
@@ -46,7 +47,10 @@ class Judge:
             raise ValueError("OPENAI_API_KEY is not set; set it, or name a server: --judge-url.")
         self.model, self.url = model, url
         self._errors = openai.OpenAIError
-        self._client = openai.OpenAI(base_url=url, api_key=key, max_retries=retries)
+        try:
+            self._client = openai.OpenAI(base_url=url, api_key=key, max_retries=retries)
+        except Exception as error:  # InvalidURL of httpx or httpx2, as openai's version has it
+            raise ValueError(f"--judge-url {url} is not an address: {error}.") from error
 
     def ask(self, message: str) -> str:
         """The judge's reply. Raises ValueError when it cannot be had."""
@@ -61,7 +65,7 @@ class Judge:
                 max_tokens=MAX_TOKENS,
             )
             return response.choices[0].message.content or ""
-        except (self._errors, IndexError, TypeError, AttributeError) as error:
+        except (self._errors, IndexError, TypeError, AttributeError, ValueError) as error:
             where = self.url or "OpenAI"
             raise ValueError(f"The judge {self.model} at {where} gave no reply: {error}") from error
 
@@ -83,19 +87,11 @@ def review_answers(
     for path in paths.values():
         drop_cut_line(path)
     done = {
-        f"{category}/{row['question_id']}": row
-        for category, rows in benchmark.read_reviews(folder).items()
+        f"{category}/{row['question_id']}"
+        for category, rows in benchmark.reviews_of(items, texts, folder).items()
         for row in rows
     }
-    left = []
-    for item in items:
-        if item.key not in done:
-            left.append(item)
-        elif done[item.key].get("answer2") != _tidy(item, texts):
-            raise ValueError(
-                f"{paths[item.record['category']]} reviews another answer to question "
-                f"{item.record['question_id']}; give another --output."
-            )
+    left = [item for item in items if item.key not in done]
     bar = tqdm(left, desc=f"review by {judge.model}", initial=len(items) - len(left),
                total=len(items), unit=" answers")  # fmt: skip
     for item in bar:
@@ -103,10 +99,6 @@ def review_answers(
         line = benchmark.review_line(item, text, judge.ask(benchmark.message(item, text)))
         with paths[item.record["category"]].open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
-
-
-def _tidy(item: Item, texts: Mapping[str, str]) -> str:
-    return tidy_answer(texts[item.key], item.record["category"])
 
 
 def _check_judge(folder: Path, judge: Judge) -> None:

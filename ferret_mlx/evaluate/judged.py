@@ -75,6 +75,31 @@ class Judged(Benchmark):
                 rows.append(review)
         return reviews
 
+    def reviews_of(self, items: Sequence[Item], texts: Mapping[str, str], folder: Path) -> Reviews:
+        """The reviews of these items only.
+
+        texts: the answers by the key of their item.
+
+        Raises ValueError as ``read_reviews``, and for a review of another answer.
+        """
+        reviews: Reviews = {}
+        by_key = {item.key: item for item in items}
+        for category, rows in self.read_reviews(folder).items():
+            for row in rows:
+                item = by_key.get(f"{category}/{row['question_id']}")
+                if item is None:
+                    continue
+                tidy = tidy_answer(texts[item.key], category)
+                # LLaVA's review files do not repeat the answer.
+                if row.get("answer2", tidy) != tidy:
+                    raise ValueError(
+                        f"{folder / f'review_{category}.jsonl'} reviews another answer to question "
+                        f"{row['question_id']}; give the answers that it is about, or another "
+                        "--output."
+                    )
+                reviews.setdefault(category, []).append(row)
+        return reviews
+
     def categories(self) -> list[str]:
         """In the order of the data."""
         return list(dict.fromkeys(item.record["category"] for item in self.items))

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 OWN_FILES = {"answers.jsonl", "verdicts.jsonl"}  # of a run; they may lie beside released ones
 
+_LARGEST = 1e9  # more than any picture's pixels or area; infinity and NaN are not below it
 _CHUNK = re.compile(r"([0-9]+)_of_([0-9]+)\.jsonl")
 
 
@@ -18,6 +19,14 @@ class Line(NamedTuple):
 
     where: str
     record: dict[str, Any]
+
+
+def read_text(path: Path) -> str:
+    """A whole text file. Raises FileNotFoundError, or ValueError when it is not UTF-8."""
+    try:
+        return _existing(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not text ({error}); copy the file again.") from None
 
 
 def read_json(path: Path) -> Any:
@@ -55,9 +64,10 @@ def take(record: dict[str, Any], name: str, kind: type | tuple[type, ...], where
 
 
 def take_numbers(record: dict[str, Any], name: str, count: int, where: str) -> list[float]:
-    """A list of so many numbers. Raises ValueError."""
+    """A list of so many finite numbers. Raises ValueError."""
     values = take(record, name, list, where)
-    if len(values) != count or not all(type(value) in (int, float) for value in values):
+    numbers = (type(value) in (int, float) and abs(value) < _LARGEST for value in values)
+    if len(values) != count or not all(numbers):
         raise ValueError(f"{where}: {name!r} is {_short(values)}, expected {count} numbers.")
     return values
 

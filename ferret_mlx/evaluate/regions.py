@@ -34,7 +34,8 @@ class GivenRegion(FreeForm):
 def point_mask(x: float, y: float, size: Size) -> np.ndarray:
     """Bool (w, h), true in the window around a point; each bound is clipped, then truncated."""
     columns, rows = (
-        slice(int(max(0, v - POINT_RADIUS)), int(min(extent, v + POINT_RADIUS + 1)))
+        # A negative end would count from the other end.
+        slice(int(max(0, v - POINT_RADIUS)), int(max(0, min(extent, v + POINT_RADIUS + 1))))
         for v, extent in zip((x, y), size, strict=True)
     )
     return _filled(columns, rows, size)

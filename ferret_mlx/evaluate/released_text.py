@@ -40,7 +40,7 @@ def decode_boxes(text: str, size: tuple[int, int]) -> list[EntityBox]:
 
     Raises:
         ValueError: a bracket holds anything but whole numbers, fewer than four, or one of hundreds
-            of digits (in both cases the released script ends with another error).
+            of digits (where the released script ends with an IndexError or an OverflowError).
     """
     found = []
     entity, start = "", 0
@@ -52,21 +52,24 @@ def decode_boxes(text: str, size: tuple[int, int]) -> list[EntityBox]:
         numbers = [int(part) for part in text[start:here].split(",")]
         if len(numbers) < 4:
             raise ValueError(f"A bracket has {len(numbers)} numbers, a box has four.")
-        try:
-            found.append(EntityBox(entity, to_pixels(numbers, size)))
-        except OverflowError as error:
-            raise ValueError(f"A number of a box is no float ({error}).") from None
+        found.append(EntityBox(entity, to_pixels(numbers, size)))
         delimiter = _DELIMITER.search(text, bracket.end())
         start = delimiter.end() if delimiter else len(text)
     return found
 
 
 def to_pixels(numbers: list[int], size: tuple[int, int]) -> PixelBox:
-    """The first four numbers from the prompt's canvas to pixels, truncated and not clipped."""
+    """The first four numbers from the prompt's canvas to pixels, truncated and not clipped.
+
+    Raises ValueError for a number that no float can hold.
+    """
     # The ratio first, as released: int(200 * (145 / 1000)) is 28, not 29.
     across, down = (extent / CANVAS for extent in size)
     x1, y1, x2, y2 = numbers[:4]
-    return int(x1 * across), int(y1 * down), int(x2 * across), int(y2 * down)
+    try:
+        return int(x1 * across), int(y1 * down), int(x2 * across), int(y2 * down)
+    except OverflowError:
+        raise ValueError("A bracket has a number of hundreds of digits.") from None
 
 
 def normalise_phrase(phrase: str) -> str:

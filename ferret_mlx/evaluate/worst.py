@@ -22,6 +22,7 @@ def save_worst(
 ) -> list[Path]:
     """Write the pictures of the ``count`` worst answers, the worst first; returns their files.
 
+    Those of an earlier start go, which may have had fewer or other answers.
     What was asked about (or the true boxes) is dashed, the answer's boxes are solid. Raises
     FileNotFoundError or ValueError for a picture that cannot be read.
     """
@@ -29,6 +30,8 @@ def save_worst(
     worst = sorted(counted, key=lambda verdict: verdict.quality)[:count]
     if worst:
         (folder / FOLDER).mkdir(parents=True, exist_ok=True)
+    for earlier in (folder / FOLDER).glob("[0-9][0-9][0-9]*-*.png"):
+        earlier.unlink()
     files = []
     for rank, verdict in enumerate(worst, 1):
         pixels = read_picture(images / verdict.item.picture)

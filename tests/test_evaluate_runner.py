@@ -227,6 +227,21 @@ def test_answers_to_other_items_are_refused(refcoco, evaluation, tmp_path, capsy
     assert "line 1 answers 0, which is not in the data" in fails(capsys, *words)
 
 
+@pytest.mark.parametrize(
+    "flag, belongs",
+    (
+        (["--format", "box"], "--format belongs to lvis, not to refcoco"),
+        (["--no-region-feature"], "--no-region-feature belongs to lvis and ferret-bench"),
+        (["--judge-model", "x"], "--judge-model belongs to ferret-bench and llava-bench"),
+        (["--entities", "x"], "--entities belongs to flickr"),
+        (["--ignore", "3"], "--ignore belongs to"),
+    ),
+)
+def test_flags_of_other_benchmarks_are_refused(refcoco, tmp_path, capsys, flag, belongs):
+    """They were ignored without a word."""
+    assert belongs in fails(capsys, *refcoco, "--output", tmp_path, *flag)
+
+
 def test_the_same_id_twice_in_the_data_is_refused(refcoco, tmp_path, capsys):
     content = json.loads(Path(refcoco[2]).read_text())
     content["images"].append(content["images"][0])

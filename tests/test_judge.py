@@ -8,6 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from ferret_mlx.evaluate.cli import evaluate_main
+from tests.evaluating import fails
 
 openai = pytest.importorskip("openai")
 
@@ -82,14 +83,6 @@ def replies(evaluation):
     ]
 
 
-def fails(capsys, words):
-    with pytest.raises(SystemExit) as stopped:
-        evaluate_main(words)
-    assert stopped.value.code == 2
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
-    return line
-
-
 def check_reviews(evaluation, folder):
     for category in CATEGORIES:
         name = f"review_{category}.jsonl"
@@ -108,6 +101,9 @@ def test_requests_and_review_files_are_those_of_the_release(
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["judge"] == "gpt-4-0314"
     assert results["figures"]["average"] == 64.6
+    # Scored again, the results still say who judged.
+    evaluate_main(words[: words.index("--judge-model")])
+    assert json.loads((tmp_path / "out" / "results.json").read_text()) == results
 
 
 def test_a_failing_judge_is_asked_again(judge, words, replies, evaluation, tmp_path):
@@ -120,7 +116,7 @@ def test_a_lost_judge_loses_nothing(judge, words, replies, evaluation, tmp_path,
     """The rerun asks about the rest only; the released script skips by the number of lines."""
     server = judge(replies[:4])
     command = [*words, "--judge-url", server.url, "--judge-retries", "1"]
-    assert "gave no reply" in fails(capsys, command)
+    assert "gave no reply" in fails(capsys, *command)
     reviews = tmp_path / "out" / "reviews"
     assert len((reviews / "review_refer_desc.jsonl").read_text().splitlines()) == 3
     with (reviews / "review_refer_reason.jsonl").open("a") as file:
@@ -136,19 +132,19 @@ def test_an_unreachable_judge_is_one_line(judge, words, capsys):
     url = server.url
     server.shutdown()
     server.server_close()
-    line = fails(capsys, [*words, "--judge-url", url, "--judge-retries", "0"])
+    line = fails(capsys, *words, "--judge-url", url, "--judge-retries", "0")
     assert url in line and "gave no reply" in line
 
 
 @pytest.mark.parametrize("url", ("http://localhost:port/v1", "http://[::1"))
 def test_an_address_that_is_none_is_one_line(words, capsys, url):
-    line = fails(capsys, [*words, "--judge-url", url])
+    line = fails(capsys, *words, "--judge-url", url)
     assert f"--judge-url {url} is not an address" in line
 
 
 def test_a_reply_that_cannot_be_asked_for_names_the_judge(words, monkeypatch, capsys):
     monkeypatch.setenv("OPENAI_API_KEY", "kéy")  # no header can hold it
-    line = fails(capsys, [*words, "--judge-url", "http://127.0.0.1:9/v1"])
+    line = fails(capsys, *words, "--judge-url", "http://127.0.0.1:9/v1")
     assert "The judge gpt-4-0314 at http://127.0.0.1:9/v1 gave no reply" in line
 
 
@@ -156,7 +152,7 @@ def test_reviews_of_two_judges_are_not_mixed(judge, words, replies, capsys):
     server = judge(replies)
     evaluate_main([*words, "--judge-url", server.url])
     other = [*words[:-1], "another-judge", "--judge-url", server.url]
-    assert "scores of two judges cannot be compared" in fails(capsys, other)
+    assert "scores of two judges cannot be compared" in fails(capsys, *other)
 
 
 def test_reviews_of_other_answers_are_refused(judge, words, replies, evaluation, tmp_path, capsys):
@@ -165,12 +161,12 @@ def test_reviews_of_other_answers_are_refused(judge, words, replies, evaluation,
     path = answers / "refer_reason" / "ferret_answer.jsonl"
     path.write_text(path.read_text().replace("it leans", "it falls"))
     changed = [*words, "--answers", str(answers), "--judge-url", judge([]).url]
-    assert "reviews another answer to question 0" in fails(capsys, changed)
+    assert "reviews another answer to question 0" in fails(capsys, *changed)
 
 
 def test_openai_without_a_key_is_one_line(words, monkeypatch, capsys):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    assert "OPENAI_API_KEY is not set" in fails(capsys, words)
+    assert "OPENAI_API_KEY is not set" in fails(capsys, *words)
 
 
 def test_a_missing_key_is_told_before_anything_is_asked(evaluation, tmp_path, monkeypatch, capsys):
@@ -179,6 +175,11 @@ def test_a_missing_key_is_told_before_anything_is_asked(evaluation, tmp_path, mo
     folder = evaluation / "ferret_bench"
     words = ["--images", str(folder / "images"), "--limit", "1", "--max-tokens", "1"]
     words += ["--output", str(tmp_path / "out"), "--judge-model", "gpt-4-0314"]
-    line = fails(capsys, ["ferret-bench", "--data", str(folder), *words])
+    line = fails(capsys, "ferret-bench", "--data", folder, *words)
     assert "OPENAI_API_KEY is not set" in line
     assert not (tmp_path / "out").exists()
+
+
+def test_a_server_needs_the_name_of_a_judge(words, capsys):
+    named = words[: words.index("--judge-model")]
+    assert "add the judge's name" in fails(capsys, *named, "--judge-url", "http://localhost/v1")

@@ -15,7 +15,7 @@ from .answer_log import ANSWER_FILE, AnswerLog, read_log, read_settings
 from .benchmark import Benchmark, Item, check_complete
 from .ferret_bench import FerretBench
 from .flickr import Flickr
-from .judge import PUBLISHED_JUDGE, Judge, review_answers
+from .judge import PUBLISHED_JUDGE, Judge, judge_of, review_answers
 from .judged import Judged
 from .llava_bench import LLaVABench
 from .lvis import FORMATS, LVIS
@@ -33,6 +33,14 @@ if TYPE_CHECKING:
 
 NAMES = ("refcoco", "flickr", "lvis", "pope", "point-grid", "ferret-bench", "llava-bench")
 
+# Flags that other benchmarks have no use for -> those that have.
+_JUDGED = ("ferret-bench", "llava-bench")
+_BELONGS_TO = {
+    "format": ("lvis",), "no_coordinates": ("lvis",), "no_region_feature": ("lvis", "ferret-bench"),
+    "entities": ("flickr",), "rules": ("llava-bench",), "judge_model": _JUDGED,
+    "judge_url": _JUDGED, "reviews": _JUDGED, "ignore": _JUDGED,
+}  # fmt: skip
+
 
 @run_command
 def evaluate_main(argv: Sequence[str] | None = None) -> None:
@@ -40,11 +48,8 @@ def evaluate_main(argv: Sequence[str] | None = None) -> None:
     args = _parser().parse_args(argv)
     ranks = join_ranks()
     with ranks.agree():
+        _check_flags(args)
         benchmark = open_benchmark(args)
-        if args.save_images and args.images is None:
-            raise ValueError("--save-images needs --images, the folder of the pictures.")
-        if args.answers and not args.score_only:
-            raise ValueError("--answers names answers to score; add --score-only.")
         items = benchmark.items[: args.limit]
         settings = {} if args.score_only else _settings(args, items)
         judge = _judge(args) if isinstance(benchmark, Judged) and ranks.leads else None
@@ -58,9 +63,9 @@ def evaluate_main(argv: Sequence[str] | None = None) -> None:
     verdicts = [benchmark.verdict(item, texts[item.key]) for item in items]
     figures = benchmark.figures(verdicts)
     if isinstance(benchmark, Judged):
-        if judge is not None:
-            facts["judge"] = judge.model
         figures |= _review(args, benchmark, items, texts, judge)
+        if (name := judge_of(_reviews(args))) is not None:
+            facts["judge"] = name
     results = build_results(benchmark, verdicts, figures, facts)
     write_results(args.output, results, verdicts)
     print(table(results))
@@ -68,6 +73,21 @@ def evaluate_main(argv: Sequence[str] | None = None) -> None:
     if args.save_images:
         files = save_worst(args.output, benchmark, verdicts, args.images, args.save_images)
         report(f"Drew {len(files)} answers in {args.output / FOLDER}.")
+
+
+def _check_flags(args: argparse.Namespace) -> None:
+    for name, benchmarks in _BELONGS_TO.items():
+        if getattr(args, name) and args.name not in benchmarks:
+            raise ValueError(
+                f"--{name.replace('_', '-')} belongs to {' and '.join(benchmarks)}, not to "
+                f"{args.name}; leave it out."
+            )
+    if args.judge_url and args.judge_model is None:
+        raise ValueError("--judge-url was given without --judge-model; add the judge's name.")
+    if args.save_images and args.images is None and args.name != "point-grid":
+        raise ValueError("--save-images needs --images, the folder of the pictures.")
+    if args.answers and not args.score_only:
+        raise ValueError("--answers names answers to score; add --score-only.")
 
 
 def open_benchmark(args: argparse.Namespace) -> Benchmark:
@@ -162,6 +182,10 @@ def _judge(args: argparse.Namespace) -> Judge | None:
     return Judge(args.judge_model, args.judge_url, args.judge_retries)
 
 
+def _reviews(args: argparse.Namespace) -> Path:
+    return args.reviews or args.output / "reviews"
+
+
 def _review(
     args: argparse.Namespace,
     benchmark: Judged,
@@ -170,7 +194,7 @@ def _review(
     judge: Judge | None,
 ) -> dict[str, float]:
     """Figures of the reviews of these items, those of an earlier start included."""
-    folder = args.reviews or args.output / "reviews"
+    folder = _reviews(args)
     if judge is not None:
         review_answers(benchmark, items, texts, folder, judge)
         if judge.model != PUBLISHED_JUDGE:

@@ -101,6 +101,13 @@ def review_answers(
             file.write(json.dumps(line) + "\n")
 
 
+def judge_of(folder: Path) -> str | None:
+    """Who wrote the reviews of a folder, where it is known. Raises ValueError."""
+    path = folder / JUDGE_FILE
+    known = read_json(path) if path.exists() else {}
+    return known.get("model") if isinstance(known, dict) else None
+
+
 def _check_judge(folder: Path, judge: Judge) -> None:
     path = folder / JUDGE_FILE
     settings: dict[str, Any] = {"model": judge.model, "temperature": TEMPERATURE}

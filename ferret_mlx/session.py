@@ -166,7 +166,10 @@ class Session:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write image features, keys and values and turns to an mlx-lm prompt-cache file.
 
-        path: ends in `.safetensors`; an existing file is replaced. Raises ValueError or OSError.
+        path: ends in `.safetensors`; an existing file is replaced. Where processes share the
+            language model, each saves its own part and needs a path of its own.
+
+        Raises ValueError or OSError.
         """
         from .session_file import save_session
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,19 +14,26 @@ import numpy as np
 
 from .errors import describe
 
+# One of them is set in every process that mlx.launch, or mpirun for it, starts.
+_LAUNCHED = ("MLX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK")
+
 
 class Ranks:
     """This process among all of one run; alone where ``mlx.launch`` did not start it.
 
     Attributes:
-        group: of all processes, MLX's.
+        group: of all processes, MLX's; None for one that is alone.
         rank: of this process, from 0.
         count: of processes.
     """
 
-    def __init__(self, group: mx.distributed.Group | None = None) -> None:
-        self.group = group or mx.distributed.init()
-        self.rank, self.count = self.group.rank(), self.group.size()
+    def __init__(self) -> None:
+        self.group: mx.distributed.Group | None = None
+        self.rank, self.count = 0, 1
+        # Otherwise MLX would start MPI where that is installed, for nothing.
+        if any(name in os.environ for name in _LAUNCHED):
+            self.group = mx.distributed.init()
+            self.rank, self.count = self.group.rank(), self.group.size()
 
     @property
     def leads(self) -> bool:

@@ -184,6 +184,7 @@ class Session:
 
     def prefix_layers(self) -> list[KVCache]:
         """Keys and values of template and image alone, never quantized."""
+        self.end_answer()  # it may have been asked since: until its end the layers are its own
         cache = self.prompt_cache if self.prompt_cache.kv_bits is None else self._new_cache()
         self.prefill_prefix(cache)
         return cache.prefix(len(self.prefix_ids))
@@ -191,6 +192,7 @@ class Session:
     def prefill_prefix(self, cache: PromptCache) -> None:
         """Have a cache hold template and image at least."""
         if not cache.ids:
+            cache.trim(0)  # of what an interrupt in the middle of this has left
             embeddings = self.model.embed_part(self.prefix_ids, self.encode_image())
             ids = self.model.expand_ids(self.prefix_ids)[None]
             self.model(ids, cache=cache.layers, input_embeddings=embeddings)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .prompt import name_regions
+from .prompt import build_prompt, name_regions
 from .regions import Region, describe_regions, sample_points
 from .shapes import Size
 
@@ -47,6 +47,7 @@ def new_exchange(
             "the session keeps the earlier turns."
         )
     texts, masks = describe_regions(regions, size)
+    build_prompt(prompt, texts)  # refuses an empty one, which the names of its regions would fill
     question = name_regions(prompt, len(texts))
     return Exchange(question, texts, [sample_points(mask, rng) for mask in masks])
 

@@ -77,10 +77,11 @@ class Session:
         drop_oldest: where the context would leave less room than `max_tokens`, forget whole
             turns, oldest first, and evaluate the rest anew.
         The other options are those of `stream_generate`. As long as `seed` stays the same and no
-        turn is dropped, greedy answers are those of `generate` for `turns` and all their regions.
+        turn is dropped, greedy answers in float32 without `kv_bits` are those of `generate` for
+        `turns` and all their regions.
 
-        An answer that is not read to its end (`close`, Ctrl-C, the next question) stays in the
-        conversation as far as it was streamed. `prompt_tokens` counts what had to be evaluated.
+        An answer that is not read to its end (`close`, Ctrl-C, the next question or batch) stays
+        in the conversation as far as it was streamed. `prompt_tokens` counts what had to be evaluated.
 
         Raises ValueError for bad input, and when the conversation does not fit the context.
         """

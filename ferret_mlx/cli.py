@@ -51,9 +51,6 @@ def generate_main(argv: Sequence[str] | None = None) -> None:
     Under `mlx.launch` all processes answer together, each with a part of the language model.
     """
     args = _parser().parse_args(join_negative(sys.argv[1:] if argv is None else argv))
-    # A locale without UTF-8 must not end an answer in the middle.
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")
     ranks = join_ranks()
     if args.questions is not None:
         from .many_cli import answer_file
@@ -72,9 +69,10 @@ def generate_main(argv: Sequence[str] | None = None) -> None:
     from .generation import stream_generate
 
     start = time.perf_counter()
-    chunks = stream_generate(
-        model, processor, image, args.prompt, regions, **sampling_options(args)
-    )
+    with ranks.agree():
+        chunks = stream_generate(
+            model, processor, image, args.prompt, regions, **sampling_options(args)
+        )
     # Only now nothing can be refused any more: an error is a single line.
     report_loaded(args.model, loading)
     answer = _stream(chunks, start, echo=not args.json)

@@ -81,7 +81,8 @@ class Session:
         `turns` and all their regions.
 
         An answer that is not read to its end (`close`, Ctrl-C, the next question or batch) stays
-        in the conversation as far as it was streamed. `prompt_tokens` counts what had to be evaluated.
+        in the conversation as far as it was streamed. `prompt_tokens` counts what had to be
+        evaluated.
 
         Raises ValueError for bad input, and when the conversation does not fit the context.
         """

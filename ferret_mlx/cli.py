@@ -24,7 +24,7 @@ from .arguments import (
     vision_options,
 )
 from .errors import INTERRUPTED, ArgumentParser, run_command
-from .terminal import join_ranks, load_model, report, report_loaded
+from .terminal import join_ranks, load_model, read_processor, report, report_loaded
 
 # Everything else is imported where it is used: --help and bad arguments must not wait for it.
 if TYPE_CHECKING:
@@ -111,15 +111,7 @@ def _check_inputs(args: argparse.Namespace) -> tuple[Image.Image, list[Region], 
             raise ValueError(f"[region{index}] (--{flag.kind}): {error}") from error
     texts, _ = describe_regions(regions, image.size)
     build_prompt(args.prompt, texts)
-    from .hub import bundled_model, find_folder
-    from .processor import Processor
-
-    # Config and tokenizer only, to see whether the prompt fits the context.
-    if args.model is None:
-        folder = bundled_model()
-    else:
-        folder = find_folder(args.model, "--model", weights=False)
-    Processor.from_folder(folder)(image, args.prompt, regions)
+    read_processor(args.model)(image, args.prompt, regions)
     return image, regions, texts
 
 

@@ -14,7 +14,7 @@ from mlx_lm.generate import GenerationResponse
 from mlx_lm.models.cache import KVCache
 
 from .batch import Answer, answer_questions, prepare_questions
-from .conversation import Exchange, common_length, encode_exchanges, new_exchange, turns_of
+from .conversation import Exchange, Prompt, common_length, fit_prompt, new_exchange, turns_of
 from .generation import cache_options, check_options, keyed_sampler, stream_answer
 from .image import open_image
 from .processor import stack_points
@@ -91,20 +91,9 @@ class Session:
         self.end_answer()
         rng = copy.deepcopy(self.rng) if seed == self.seed else np.random.default_rng(seed)
         exchanges = [*self.exchanges, new_exchange(prompt, regions, self.image_size, rng)]
-        ids, points = encode_exchanges(self.processor, exchanges)
-        while drop_oldest and len(exchanges) > 1 and self.room(ids) < max_tokens:
-            exchanges = exchanges[1:]
-            ids, points = encode_exchanges(self.processor, exchanges)
-        if self.room(ids) < 1:
-            why = self.processor.no_room(ids)
-            if len(exchanges) == 1:
-                raise ValueError(f"The question {why}; shorten it.")
-            raise ValueError(
-                f"The conversation {why}; start again with reset(), or ask with drop_oldest=True "
-                "to forget the oldest turns."
-            )
+        question = fit_prompt(self.processor, exchanges, max_tokens, drop_oldest)
         self._open = self._answer(
-            exchanges, ids, points, rng, seed, max_tokens=min(max_tokens, self.room(ids)),
+            question, rng, seed, max_tokens=min(max_tokens, question.room),
             sampler=keyed_sampler(temp, top_p, seed, self.model.tensor_group), **options,
         )  # fmt: skip
         return self._open
@@ -150,7 +139,7 @@ class Session:
 
     @property
     def tokens(self) -> int:
-        """Positions of the context that template, image and turns take so far."""
+        """Positions of the context that template, image and the turns that have ended take."""
         return self.prompt_cache.tokens
 
     @property
@@ -220,19 +209,10 @@ class Session:
             self._open.close()
             self._open = None
 
-    def room(self, ids: Sequence[int]) -> int:
-        """Tokens that the context has left for the answer to such a prompt."""
-        return self.processor.config.context - self.processor.length(ids)
-
     def _answer(
-        self,
-        exchanges: list[Exchange],
-        ids: list[int],
-        points: list[np.ndarray],
-        rng: np.random.Generator,
-        seed: int,
-        **options: Any,
+        self, prompt: Prompt, rng: np.random.Generator, seed: int, **options: Any
     ) -> Chunks:
+        exchanges, ids = prompt.exchanges, prompt.ids
         kv_bits = options.get("kv_bits")
         if kv_bits != self.prompt_cache.kv_bits:
             self.forget_keys(kv_bits)
@@ -247,7 +227,7 @@ class Session:
         self.exchanges = exchanges[:-1]
         chunks = stream_answer(
             self.model, self.processor.tokenizer, self.model.expand_ids(new),
-            lambda: self._embed(new, points), prompt_cache=cache.layers, **options,
+            lambda: self._embed(new, prompt.points), prompt_cache=cache.layers, **options,
         )  # fmt: skip
         whole = False
         try:

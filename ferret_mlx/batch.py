@@ -73,7 +73,7 @@ def prepare_questions(
             rng = np.random.default_rng(seed)
             exchange = new_exchange(prompt, regions, session.image_size, rng)
             ids, points = encode_exchanges(session.processor, [exchange])
-            room = session.room(ids)
+            room = session.processor.room(ids)
             if room < 1:
                 raise ValueError(f"It {session.processor.no_room(ids)}; shorten it.")
         except ValueError as error:

@@ -199,6 +199,8 @@ def chat_main(argv: Sequence[str] | None = None) -> None:
         try:
             if line:
                 chat.line(line)
+        except BrokenPipeError:
+            raise  # nobody reads the answers any more
         except (ValueError, OSError) as error:
             report(f"error: {one_line(error)}")
 

@@ -24,7 +24,7 @@ from .arguments import (
     vision_options,
 )
 from .errors import INTERRUPTED, ArgumentParser, run_command
-from .terminal import join_ranks, load_model, report, report_loaded
+from .terminal import join_ranks, load_model, read_processor, report, report_loaded
 
 # Everything else is imported where it is used: --help and bad arguments must not wait for it.
 if TYPE_CHECKING:
@@ -51,9 +51,6 @@ def generate_main(argv: Sequence[str] | None = None) -> None:
     Under `mlx.launch` all processes answer together, each with a part of the language model.
     """
     args = _parser().parse_args(join_negative(sys.argv[1:] if argv is None else argv))
-    # A locale without UTF-8 must not end an answer in the middle.
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")
     ranks = join_ranks()
     if args.questions is not None:
         from .many_cli import answer_file
@@ -72,9 +69,10 @@ def generate_main(argv: Sequence[str] | None = None) -> None:
     from .generation import stream_generate
 
     start = time.perf_counter()
-    chunks = stream_generate(
-        model, processor, image, args.prompt, regions, **sampling_options(args)
-    )
+    with ranks.agree():
+        chunks = stream_generate(
+            model, processor, image, args.prompt, regions, **sampling_options(args)
+        )
     # Only now nothing can be refused any more: an error is a single line.
     report_loaded(args.model, loading)
     answer = _stream(chunks, start, echo=not args.json)
@@ -113,15 +111,7 @@ def _check_inputs(args: argparse.Namespace) -> tuple[Image.Image, list[Region], 
             raise ValueError(f"[region{index}] (--{flag.kind}): {error}") from error
     texts, _ = describe_regions(regions, image.size)
     build_prompt(args.prompt, texts)
-    from .hub import bundled_model, find_folder
-    from .processor import Processor
-
-    # Config and tokenizer only, to see whether the prompt fits the context.
-    if args.model is None:
-        folder = bundled_model()
-    else:
-        folder = find_folder(args.model, "--model", weights=False)
-    Processor.from_folder(folder)(image, args.prompt, regions)
+    read_processor(args.model)(image, args.prompt, regions)
     return image, regions, texts
 
 

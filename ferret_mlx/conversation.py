@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .prompt import name_regions
+from .prompt import build_prompt, name_regions
 from .regions import Region, describe_regions, sample_points
 from .shapes import Size
 
@@ -33,6 +33,23 @@ class Exchange:
     answer: str = ""
 
 
+@dataclass(frozen=True)
+class Prompt:
+    """A conversation whose last question is to be answered.
+
+    Attributes:
+        exchanges: those that are still in it, the last one without its answer.
+        ids: with placeholders.
+        points: of all their regions, in text order.
+        room: tokens that the context leaves for the answer.
+    """
+
+    exchanges: list[Exchange]
+    ids: list[int]
+    points: list[np.ndarray]
+    room: int
+
+
 def new_exchange(
     prompt: str, regions: Sequence[Region], size: Size, rng: np.random.Generator
 ) -> Exchange:
@@ -47,6 +64,7 @@ def new_exchange(
             "the session keeps the earlier turns."
         )
     texts, masks = describe_regions(regions, size)
+    build_prompt(prompt, texts)  # refuses an empty one, which the names of its regions would fill
     question = name_regions(prompt, len(texts))
     return Exchange(question, texts, [sample_points(mask, rng) for mask in masks])
 
@@ -71,6 +89,30 @@ def encode_exchanges(
     points = [points for exchange in exchanges for points in exchange.points]
     _, ids, order = processor.encode_turns(turns_of(exchanges)[:-1], texts)
     return ids, [points[index] for index in order]
+
+
+def fit_prompt(
+    processor: Processor, exchanges: Sequence[Exchange], max_tokens: int, drop_oldest: bool
+) -> Prompt:
+    """The conversation in the model's context; see `Session.ask` for the options.
+
+    Raises ValueError when there is no room for an answer.
+    """
+    exchanges = list(exchanges)
+    ids, points = encode_exchanges(processor, exchanges)
+    while drop_oldest and len(exchanges) > 1 and processor.room(ids) < max_tokens:
+        exchanges = exchanges[1:]
+        ids, points = encode_exchanges(processor, exchanges)
+    room = processor.room(ids)
+    if room < 1:
+        why = processor.no_room(ids)
+        if len(exchanges) == 1:
+            raise ValueError(f"The question {why}; shorten it.")
+        raise ValueError(
+            f"The conversation {why}; start again with reset(), or ask with drop_oldest=True "
+            "to forget the oldest turns."
+        )
+    return Prompt(exchanges, ids, points, room)
 
 
 def common_length(a: Sequence[int], b: Sequence[int]) -> int:

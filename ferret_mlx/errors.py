@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import functools
 import os
 import sys
@@ -34,12 +35,16 @@ def run_command(
 ) -> Command:
     """Decorate the main function of a command line.
 
-    ValueError, FileNotFoundError and other errors about a named file become one line on stderr
-    and exit status 2; Ctrl-C exits with 130. Anything else is a bug and keeps its traceback.
+    ValueError, FileNotFoundError, other errors about a named file and a full disk become one line
+    on stderr and exit status 2; Ctrl-C exits with 130. Anything else is a bug and keeps its
+    traceback.
     """
 
     @functools.wraps(main)
     def run(argv: Sequence[str] | None = None) -> None:
+        # A locale without UTF-8 must not end an answer in the middle.
+        if hasattr(sys.stdout, "reconfigure"):
+            sys.stdout.reconfigure(errors="backslashreplace")
         try:
             main(argv)
             sys.stdout.flush()
@@ -48,16 +53,23 @@ def run_command(
             sys.exit(INTERRUPTED)
         except BrokenPipeError:
             # The reader of stdout has gone, `generate.py ... | head` for one.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _give_up_stdout()
             sys.exit(1)
         except (ValueError, FileNotFoundError) as error:
             _fail(error)
         except OSError as error:
-            if error.filename is None:
+            if error.filename is None and error.errno != errno.ENOSPC:
                 raise
+            if error.filename is None:
+                _give_up_stdout()  # most likely what could not be written
             _fail(error)
 
     return run
+
+
+def _give_up_stdout() -> None:
+    """Nothing more can be written; Python's flush at the end must not fail again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def one_line(message: object) -> str:

@@ -98,6 +98,7 @@ def keyed_sampler(
     def sample(logprobs: mx.array) -> mx.array:
         nonlocal key
         key, subkey = mx.random.split(key)
+        logprobs = logprobs.astype(mx.float32)  # half floats would end at 1 / temp = 65504
         if top_p < 1:
             logprobs = apply_top_p(logprobs, top_p)
         return mx.random.categorical(logprobs * (1 / temp), key=subkey)

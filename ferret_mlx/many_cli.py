@@ -15,7 +15,7 @@ from .errors import INTERRUPTED
 from .image import open_image
 from .questions import Question, read_questions
 from .regions import describe_regions
-from .terminal import load_model, report, report_loaded
+from .terminal import load_model, read_processor, report, report_loaded
 
 if TYPE_CHECKING:
     import argparse
@@ -88,17 +88,13 @@ def _check(
     questions: Sequence[Question], size: tuple[int, int], model: str | None
 ) -> list[list[str]]:
     """All that can be refused without the weights; the texts of each question's regions."""
-    from .hub import bundled_model, find_folder
-    from .processor import Processor
-
-    folder = bundled_model() if model is None else find_folder(model, "--model", weights=False)
-    processor = Processor.from_folder(folder)
+    processor = read_processor(model)
     texts = []
     for index, question in enumerate(questions):
         try:
             own, _ = describe_regions(question.regions, size)
             _, ids, _ = processor.encode_turns(question.prompt, own)
-            if processor.length(ids) >= processor.config.context:
+            if processor.room(ids) < 1:
                 raise ValueError(f"It {processor.no_room(ids)}; shorten it.")
         except ValueError as error:
             raise ValueError(f"Question {index}: {error}") from error

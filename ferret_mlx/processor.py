@@ -86,7 +86,7 @@ class Processor:
         picture = open_image(image)
         texts, masks = describe_regions(regions, picture.size)
         text, input_ids, order = self.encode_turns(prompt, texts)
-        if self.length(input_ids) >= self.config.context:
+        if self.room(input_ids) < 1:
             raise ValueError(
                 f"The prompt {self.no_room(input_ids)}; shorten the prompt or drop earlier turns."
             )
@@ -126,6 +126,10 @@ class Processor:
         """The positions that (part of) a prompt takes, those of the expanded image included."""
         rows, columns = self.config.vision.grid
         return len(input_ids) + (rows * columns - 1) * (IMAGE_TOKEN_INDEX in input_ids)
+
+    def room(self, input_ids: Sequence[int]) -> int:
+        """Tokens that the context has left for the answer to such a prompt."""
+        return self.config.context - self.length(input_ids)
 
     def no_room(self, input_ids: Sequence[int]) -> str:
         """Why a prompt that is too long cannot be answered."""

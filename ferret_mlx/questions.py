@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +54,7 @@ def read_questions(
         entries = json.loads(text)
     except UnicodeDecodeError as error:
         raise ValueError(f"{name} is not a text file; give a JSON list.") from error
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{name} is not JSON ({error}); give a list of questions.") from error
     if not isinstance(entries, list):
         raise ValueError(f"{name} holds a JSON {type(entries).__name__}, expected a list.")
@@ -127,5 +126,7 @@ def _is_numbers(values: Any, count: int) -> bool:
     return (
         isinstance(values, list)
         and len(values) == count
-        and all(type(value) in (int, float) and math.isfinite(value) for value in values)
+        and all(
+            type(value) in (int, float) and abs(value) <= sys.float_info.max for value in values
+        )
     )

@@ -14,7 +14,7 @@ from mlx_lm.generate import GenerationResponse
 from mlx_lm.models.cache import KVCache
 
 from .batch import Answer, answer_questions, prepare_questions
-from .conversation import Exchange, common_length, encode_exchanges, new_exchange, turns_of
+from .conversation import Exchange, Prompt, common_length, fit_prompt, new_exchange, turns_of
 from .generation import cache_options, check_options, keyed_sampler, stream_answer
 from .image import open_image
 from .processor import stack_points
@@ -77,10 +77,12 @@ class Session:
         drop_oldest: where the context would leave less room than `max_tokens`, forget whole
             turns, oldest first, and evaluate the rest anew.
         The other options are those of `stream_generate`. As long as `seed` stays the same and no
-        turn is dropped, greedy answers are those of `generate` for `turns` and all their regions.
+        turn is dropped, greedy answers in float32 without `kv_bits` are those of `generate` for
+        `turns` and all their regions.
 
-        An answer that is not read to its end (`close`, Ctrl-C, the next question) stays in the
-        conversation as far as it was streamed. `prompt_tokens` counts what had to be evaluated.
+        An answer that is not read to its end (`close`, Ctrl-C, the next question or batch) stays
+        in the conversation as far as it was streamed. `prompt_tokens` counts what had to be
+        evaluated.
 
         Raises ValueError for bad input, and when the conversation does not fit the context.
         """
@@ -89,20 +91,9 @@ class Session:
         self.end_answer()
         rng = copy.deepcopy(self.rng) if seed == self.seed else np.random.default_rng(seed)
         exchanges = [*self.exchanges, new_exchange(prompt, regions, self.image_size, rng)]
-        ids, points = encode_exchanges(self.processor, exchanges)
-        while drop_oldest and len(exchanges) > 1 and self.room(ids) < max_tokens:
-            exchanges = exchanges[1:]
-            ids, points = encode_exchanges(self.processor, exchanges)
-        if self.room(ids) < 1:
-            why = self.processor.no_room(ids)
-            if len(exchanges) == 1:
-                raise ValueError(f"The question {why}; shorten it.")
-            raise ValueError(
-                f"The conversation {why}; start again with reset(), or ask with drop_oldest=True "
-                "to forget the oldest turns."
-            )
+        question = fit_prompt(self.processor, exchanges, max_tokens, drop_oldest)
         self._open = self._answer(
-            exchanges, ids, points, rng, seed, max_tokens=min(max_tokens, self.room(ids)),
+            question, rng, seed, max_tokens=min(max_tokens, question.room),
             sampler=keyed_sampler(temp, top_p, seed, self.model.tensor_group), **options,
         )  # fmt: skip
         return self._open
@@ -148,7 +139,7 @@ class Session:
 
     @property
     def tokens(self) -> int:
-        """Positions of the context that template, image and turns take so far."""
+        """Positions of the context that template, image and the turns that have ended take."""
         return self.prompt_cache.tokens
 
     @property
@@ -187,6 +178,7 @@ class Session:
 
     def prefix_layers(self) -> list[KVCache]:
         """Keys and values of template and image alone, never quantized."""
+        self.end_answer()  # it may have been asked since: until its end the layers are its own
         cache = self.prompt_cache if self.prompt_cache.kv_bits is None else self._new_cache()
         self.prefill_prefix(cache)
         return cache.prefix(len(self.prefix_ids))
@@ -194,6 +186,7 @@ class Session:
     def prefill_prefix(self, cache: PromptCache) -> None:
         """Have a cache hold template and image at least."""
         if not cache.ids:
+            cache.trim(0)  # of what an interrupt in the middle of this has left
             embeddings = self.model.embed_part(self.prefix_ids, self.encode_image())
             ids = self.model.expand_ids(self.prefix_ids)[None]
             self.model(ids, cache=cache.layers, input_embeddings=embeddings)
@@ -219,19 +212,10 @@ class Session:
             self._open.close()
             self._open = None
 
-    def room(self, ids: Sequence[int]) -> int:
-        """Tokens that the context has left for the answer to such a prompt."""
-        return self.processor.config.context - self.processor.length(ids)
-
     def _answer(
-        self,
-        exchanges: list[Exchange],
-        ids: list[int],
-        points: list[np.ndarray],
-        rng: np.random.Generator,
-        seed: int,
-        **options: Any,
+        self, prompt: Prompt, rng: np.random.Generator, seed: int, **options: Any
     ) -> Chunks:
+        exchanges, ids = prompt.exchanges, prompt.ids
         kv_bits = options.get("kv_bits")
         if kv_bits != self.prompt_cache.kv_bits:
             self.forget_keys(kv_bits)
@@ -246,7 +230,7 @@ class Session:
         self.exchanges = exchanges[:-1]
         chunks = stream_answer(
             self.model, self.processor.tokenizer, self.model.expand_ids(new),
-            lambda: self._embed(new, points), prompt_cache=cache.layers, **options,
+            lambda: self._embed(new, prompt.points), prompt_cache=cache.layers, **options,
         )  # fmt: skip
         whole = False
         try:

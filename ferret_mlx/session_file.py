@@ -74,7 +74,7 @@ def load_session(session: Session, path: str | os.PathLike[str]) -> None:
         exchanges = _exchanges(state["exchanges"], np.array(points))
         rng = np.random.default_rng()
         rng.bit_generator.state = state["rng"]
-        saved, own = state["key"], _key(session)
+        saved, own = dict(state["key"]), _key(session)
         ids = [int(index) for index in state["cached_ids"]]
         seed, kv_bits = state["seed"], state["kv_bits"]
     except (KeyError, ValueError, TypeError, IndexError, AttributeError, RuntimeError) as error:

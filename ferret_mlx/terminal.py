@@ -72,6 +72,15 @@ def load_model(
     return model, processor, time.perf_counter() - start
 
 
+def read_processor(name: str | None) -> Processor:
+    """The processor without the model, which takes seconds: does the prompt fit the context?"""
+    from .hub import bundled_model, find_folder
+    from .processor import Processor
+
+    folder = bundled_model() if name is None else find_folder(name, "--model", weights=False)
+    return Processor.from_folder(folder)
+
+
 def join_ranks() -> Ranks:
     """All processes of this command; those that do not lead fall silent."""
     from .distribution import Ranks

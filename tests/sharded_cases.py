@@ -68,6 +68,7 @@ def main(folder: Path) -> None:
         "other model": [
             "--image", PICTURE, *question, *(["--model", sys.argv[2]] if other else []),
         ],
+        "narrow heads": ["--image", PICTURE, *question, "--model", sys.argv[3], "--kv-bits", 8],
         "stdin": ["--image", PICTURE, "--regions", "-", "--prompt", "What?"],
         "files": ["--image", PICTURE, *question, "--save-image", folder / f"{ranks.rank}.png"],
     }.items():  # fmt: skip

@@ -5,6 +5,7 @@ import pytest
 from mlx_lm.models.llama import LlamaModel
 
 from ferret_mlx.batch import Answer
+from ferret_mlx.generation import generate
 from ferret_mlx.model import Model
 from ferret_mlx.processor import Processor
 from ferret_mlx.regions import Box, FreeForm, Point
@@ -101,6 +102,41 @@ def test_the_conversation_stays_as_it_is(session):
     assert sorted(many, key=lambda answer: answer.index) == one_by_one(
         other, QUESTIONS, max_tokens=4
     )
+
+
+def test_interrupted_before_the_first_answer(session, monkeypatch):
+    """Ctrl-C between two layers: what the first have taken in must not be there twice."""
+    expected = one_by_one(session, QUESTIONS, max_tokens=4)
+    session.forget_keys()
+    layer = type(session.model.layers[0])
+    run, calls = layer.__call__, []
+
+    def interrupted(*args, **options):
+        calls.append(0)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return run(*args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(layer, "__call__", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            list(session.ask_many(QUESTIONS, max_tokens=4))
+    texts = [answer.text for answer in expected]
+    many = sorted(session.ask_many(QUESTIONS, max_tokens=4), key=lambda answer: answer.index)
+    assert [answer.text for answer in many] == texts
+
+
+def test_a_question_asked_before_the_answers_are_read(session, parity_model, processor, parity):
+    """The first one of a session: its keys and values are not known to be there before its end."""
+    image = parity / "cases" / "wide.png"
+    answers = session.ask_many(QUESTIONS[:1], max_tokens=4)
+    stream = session.ask("What is this?", max_tokens=9)
+    next(stream)
+    (many,) = answers
+    assert many.text == generate(parity_model, processor, image, *QUESTIONS[0], max_tokens=4)
+    assert list(stream) == []  # ended, as by any other question
+    said = "".join(chunk.text for chunk in session.ask("Sure?", max_tokens=4))
+    assert said == generate(parity_model, processor, image, session.turns[:-1], max_tokens=4)
 
 
 def test_answer_ends_with_the_context(session, monkeypatch):

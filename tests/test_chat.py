@@ -138,6 +138,21 @@ def test_interrupted_answer(talk, monkeypatch):
     assert signal.getsignal(signal.SIGINT) is handler
 
 
+def test_nobody_reads_the_answers(talk, monkeypatch):
+    """`... | head` for one: the questions that are left are not worth an answer."""
+    tried = []
+
+    def fail(*args, **options):
+        tried.append(args)
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr("ferret_mlx.chat.print", fail, raising=False)
+    monkeypatch.setattr("ferret_mlx.errors._give_up_stdout", lambda: None)
+    with pytest.raises(SystemExit) as exit:
+        talk("What is this?", "Sure?")
+    assert exit.value.code == 1 and len(tried) == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

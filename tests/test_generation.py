@@ -160,6 +160,13 @@ def test_top_p_and_temperature():
     assert shares(0, 1.0)[0] == 1
 
 
+def test_low_temperature_of_half_floats():
+    """1 / temp is beyond float16, and all products were infinite: tokens at random."""
+    logprobs = mx.log(mx.array([[0.2, 0.3, 0.5]])).astype(mx.float16)
+    for seed in range(20):
+        assert keyed_sampler(1e-5, 1.0, seed)(logprobs).item() == 2
+
+
 @pytest.mark.parametrize("head_dim", [32, 64, 96, 128])
 @pytest.mark.parametrize("kv_bits", [4, 8])
 def test_quantized_cache(parity, processor, image, head_dim, kv_bits):

@@ -100,6 +100,9 @@ def test_no_question_no_line(ask, capsys):
     ("entries", "arguments", "message"),
     [
         ("{", [], "questions.json is not JSON"),
+        ("[" * 100_000, [], "questions.json is not JSON"),
+        (f"[{'1' * 5000}]", [], "questions.json is not JSON"),
+        (f'[{{"point": [1{"0" * 400}, 1]}}]', [], "wrong numbers"),
         ({"point": [1, 1]}, [], "holds a JSON dict, expected a list"),
         ([3], [], "entry 0: got 3, expected an object"),
         ([{"prompt": "a"}, {"point": [1, 1]}], [], "entry 1: got no prompt.*--prompt"),

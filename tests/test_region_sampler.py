@@ -125,7 +125,7 @@ def test_folded_maps_give_what_the_definition_gives(
 def test_folded_maps_at_full_size(monkeypatch, by, dtype, limit):
     """1,024 channels: ever longer sums must not add up to more than the bound."""
     mx.random.seed(0)
-    full = RegionSampler(1024, 64, (24, 24), SamplerConfig())
+    full = RegionSampler(1024, 4096, (24, 24), SamplerConfig())
     full.set_dtype(dtype)
     points = np.random.default_rng(0).random((1, 512, 2), dtype=np.float32)
     neighbors = [mx.array(near) for _, near in sampling_indices(points, full.config.stages)]

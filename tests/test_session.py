@@ -1,5 +1,6 @@
 """Follow-up questions: the answers of fresh runs, from new tokens alone."""
 
+import json
 from dataclasses import replace
 
 import mlx.core as mx
@@ -275,6 +276,7 @@ def test_oldest_turns_are_dropped_when_asked(parity_model, processor, image, sma
     ("prompt", "regions", "options", "message"),
     [
         (" ", [], {}, "empty"),
+        (" ", [EXACT], {}, "empty"),
         ([{"role": "user", "content": "a"}], [], {}, "is a list, expected the next question"),
         ("[region1]?", [EXACT], {}, r"\[region1\], but 1 given"),
         ("What?", [Point(200, 1)], {}, "outside the picture"),
@@ -415,7 +417,12 @@ def test_files_that_are_no_session(session, tmp_path):
         session.save(tmp_path / "state.npz")
     (tmp_path / "text.safetensors").write_text("no tensors")
     mx.save_safetensors(str(tmp_path / "other.safetensors"), {"a": mx.zeros(3)})
-    for name in ("text", "other"):
+    session.save(tmp_path / "keyless.safetensors")
+    values, metadata = mx.load(str(tmp_path / "keyless.safetensors"), return_metadata=True)
+    name = next(name for name in metadata if name.endswith("ferret"))
+    metadata[name] = json.dumps(json.loads(metadata[name]) | {"key": "none"})
+    mx.save_safetensors(str(tmp_path / "keyless.safetensors"), values, metadata)
+    for name in ("text", "other", "keyless"):
         with pytest.raises(ValueError, match=f"{name}.safetensors is not a saved session"):
             session.load(tmp_path / f"{name}.safetensors")
     with pytest.raises((ValueError, OSError)):

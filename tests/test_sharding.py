@@ -97,12 +97,12 @@ def test_two_processes_answer_100_questions_as_one(questions, capsys):
 
 
 @pytest.fixture(scope="module")
-def happened(tmp_path_factory):
+def happened(tmp_path_factory, mlx_folders):
     """What each of two processes saw."""
     folder = tmp_path_factory.mktemp("sharded")
     other = tmp_path_factory.mktemp("model") / "float16"
     convert("reference/ferret-tiny", other)
-    launch("-m", "tests.sharded_cases", folder, other)
+    launch("-m", "tests.sharded_cases", folder, other, mlx_folders["parity"])
     files = sorted(file.name for file in folder.iterdir())
     return SimpleNamespace(
         files=files, ranks=[json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)]
@@ -139,6 +139,7 @@ def test_the_first_process_chooses_the_tokens(happened):
         ("other picture", "Process 1 has another picture than process 0"),
         ("other mask", "Process 1 has another mask than process 0"),
         ("other model", "Process 1 has another model than process 0"),
+        ("narrow heads", "this model's are 12 wide"),
         ("stdin", "mlx.launch keeps stdin open"),
     ),
 )

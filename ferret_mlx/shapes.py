@@ -28,8 +28,9 @@ def stroke_mask(points: Sequence[XY], width: float, size: Size) -> np.ndarray:
         raise ValueError(f"A stroke must be at least 1 pixel wide, got {width:g}.")
     path = _inside_points("stroke", points, size, at_least=1)
     pixels = np.zeros((size[1], size[0]), dtype=bool)
+    radius = min(width / 2, sum(size))  # beyond any pixel, and still a whole number of them
     for start, end in pairwise(path if len(path) > 1 else [*path, *path]):
-        _draw_segment(pixels, start, end, width / 2)
+        _draw_segment(pixels, start, end, radius)
     return pixels
 
 

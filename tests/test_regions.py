@@ -112,6 +112,8 @@ def test_stroke_dot_and_clipping():
     assert FreeForm.from_stroke([(7, 8)], 1, (20, 20)).pixels.sum() == 1
     corner = FreeForm.from_stroke([(0, 0), (20, 20)], 9, (20, 20)).pixels
     assert corner[0, 0] and corner[19, 19] and not corner[0, 19]
+    # Wider than whole numbers go.
+    assert FreeForm.from_stroke([(0, 0)], 1e300, (20, 20)).pixels.all()
 
 
 def test_mask_file(tmp_path):

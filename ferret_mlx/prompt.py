@@ -66,9 +66,8 @@ def build_prompt(
         text order the index of its region.
 
     Raises:
-        ValueError: unknown template; malformed turns; an empty user text; a placeholder token or
-            half of a Unicode character in a text; a region that is named but not given, or given
-            but not named while others are.
+        ValueError: unknown template; malformed turns; an empty user text; a placeholder token in
+            a text; a region that is named but not given, or given but not named while others are.
     """
     if template not in TEMPLATES:
         raise ValueError(f"Unknown prompt template {template!r}; known: {', '.join(TEMPLATES)}.")
@@ -151,9 +150,6 @@ def _check_turns(turns: str | Sequence[Turn]) -> list[tuple[str, str]]:
             raise ValueError(f"The content of turn {position} must be a str, got {text!r}.")
         if role == "user" and not text.strip():
             raise ValueError("The prompt is empty; ask something about the picture.")
-        # A byte that the terminal's encoding does not know, or half of a character in JSON.
-        if any("\ud800" <= letter <= "\udfff" for letter in text):
-            raise ValueError(f"The {role} text {text!r} is not valid Unicode; type it anew.")
         for token in (IMAGE_TOKEN, REGION_TOKEN):
             if token in text:
                 raise ValueError(

@@ -217,7 +217,7 @@ def test_refused_arguments(refused, arguments, message):
         ("[region3]?", r"\[region3\], but 2 given"),
         ("[region0]?", r"not \[region1\]"),
         ("<image>", "<image>"),
-        ("caf\udce9", "not valid Unicode"),
+        ("caf\udce9", "is no character"),
         ("a " * 300, r"takes \d+ tokens.*context of 400"),
     ],
 )

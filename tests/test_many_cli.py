@@ -122,7 +122,7 @@ def test_no_question_no_line(ask, capsys):
         ([{"stroke": [[500, 1]]}], ["--prompt", "a"], r"entry 0: \[region0\] \(stroke\).*outside"),
         ([{"prompt": "a"}, {"point": [200, 1]}], ["--prompt", "a"], "Question 1.*outside"),
         ([{"prompt": " "}], [], "Question 0: The prompt is empty"),
-        ([{"prompt": "caf\ud800"}], [], "Question 0: The user text .* is not valid Unicode"),
+        ([{"prompt": "caf\ud800"}], [], "Question 0: The text holds .* is no character"),
         ([{"prompt": "a " * 400}], [], "Question 0: It takes .*context of 400"),
         ([], ["--point", "1,1"], "--point does not go with --regions"),
         ([], ["--save-image", "out.png"], "--save-image does not go with"),
